@@ -1,0 +1,62 @@
+# make demo and make test set up all they need. Settings: PYTHON, VENV, PYTEST_ARGS, JOBS; for the set-up see
+# tools/_matrix/torch_build.py.
+PYTHON ?= python3
+VENV ?= .venv
+JOBS ?= 2
+PYTEST_ARGS ?=
+
+PY := $(VENV)/bin/python
+READY := $(VENV)/.ready
+PIP := $(PY) -m pip --disable-pip-version-check install --quiet --no-compile -c constraints.txt
+MATRIX := $(PY) tools/matrix.py --jobs $(JOBS)
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup demo test lint matrix matrix-ci matrix-stock support-table bench wheel clean
+
+help: ## show this
+	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
+
+setup: $(READY) ## make the environment in .venv, from constraints.txt
+
+$(READY): constraints.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("make needs Python 3.11 or newer: make PYTHON=...")'
+	@echo "setting up $(VENV), once (minutes) ..."
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	@$(PIP) setuptools wheel packaging
+	@$(PY) tools/_matrix/torch_build.py constraints.txt
+	@$(PIP) --no-build-isolation --editable '.[quant,test,dev]'
+	@touch $@
+
+demo: $(READY) ## a merged checkpoint that stock transformers cannot load: load it, generate, measure
+	$(PY) tools/demo.py
+
+lint: $(READY) ## ruff and mypy
+	$(PY) -m ruff check .
+	$(PY) -m mypy
+
+test: lint ## lint, then all tests with the release in constraints.txt
+	$(PY) -m pytest --record build/reports/tests.jsonl $(PYTEST_ARGS)
+
+matrix: $(READY) ## conformance under every release, with and without the import; writes the support table
+	$(MATRIX) --keep-going --json docs/support.json
+	$(MATRIX) --stock --keep-going --json docs/support.json
+	$(MAKE) support-table
+
+matrix-ci: $(READY) ## conformance under the releases that CI runs
+	$(MATRIX) --ci --keep-going
+
+matrix-stock: $(READY) ## what every release gets wrong without the import, written as what is expected
+	$(MATRIX) --stock --update-expected --json docs/support.json
+
+support-table: $(READY) ## make the README's table from docs/support.json and the adapters' pins
+	$(PY) tools/matrix.py --no-run --write-readme
+
+bench: $(READY) ## every tools/bench*.py
+	@set -e; for script in tools/bench*.py; do echo "== $$script"; $(PY) $$script; done
+
+wheel: $(READY) ## wheel and sdist into dist/
+	$(PY) -m build --no-isolation
+
+clean: ## remove everything that make has made
+	rm -rf $(VENV) .overlays build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache

@@ -1,0 +1,52 @@
+"""The version-pinned adapters, in the order they are applied: the first file to read.
+
+Each file is named for a defect of its library and says symptom, cause, upstream report and the release in which it can
+go. `requires` is the whole truth about when an adapter applies: an adapter is applied when the installed release is in
+that range. The order matters only among adapters of one target: a later one wraps the earlier.
+
+The next release: raise the upper bound of every range the defect is still in, run `make matrix`, see CONTRIBUTING.md.
+"""
+
+from __future__ import annotations
+
+from zamba_compat.adapters import Adapter
+
+from .transformers import (
+    block_order,
+    config_reading,
+    config_writing,
+    embeddings_generation,
+    hybrid_cache_reset,
+    long_context,
+    plain_scan,
+    rehydrate,
+    release,
+    rotary_without_rope,
+    tie_map,
+    tied_keys,
+    time_step_limit,
+)
+from .transformers.release import release_fault
+
+__all__ = ["ADAPTERS", "release_fault"]
+
+ADAPTERS: tuple[Adapter, ...] = (
+    # Releases without Zamba2, and releases newer than the pins.
+    *release.ADAPTERS,
+    # Configs. Reading wraps the rescaling, which needs rope_theta where reading has put it.
+    *long_context.ADAPTERS,
+    *config_reading.ADAPTERS,
+    *config_writing.ADAPTERS,
+    # Construction, tying, saving.
+    block_order.ADAPTER,
+    rotary_without_rope.ADAPTER,
+    *tie_map.ADAPTERS,
+    *tied_keys.ADAPTERS,
+    # Loading.
+    *rehydrate.ADAPTERS,
+    # Numbers and decoding.
+    time_step_limit.ADAPTER,
+    *plain_scan.ADAPTERS,
+    hybrid_cache_reset.ADAPTER,
+    embeddings_generation.ADAPTER,
+)

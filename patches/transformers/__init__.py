@@ -1,0 +1,1 @@
+"""Adapters for transformers, one file per upstream defect."""

@@ -1,0 +1,77 @@
+"""Read configs that newer releases wrote.
+
+Symptom:  StopIteration while the model is built; a rope_theta or dtype that is not the checkpoint's.
+Cause:    5.13 and later write a Mamba layer as "linear_attention", 5.0 and later rope_theta inside rope_parameters,
+          4.56 and later torch_dtype as dtype. Older releases know only the older words.
+Upstream: none known.
+Goes:     when 5.12 leaves the supported range.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from zamba_compat.adapters import Adapter
+
+MAMBA = {"linear_attention": "mamba"}
+
+
+def _older_layer_types(kwargs: dict[str, Any]) -> None:
+    types = kwargs.pop("layer_types", None) or kwargs.get("layers_block_type")
+    if types is not None:
+        kwargs["layers_block_type"] = [MAMBA.get(name, name) for name in types]
+
+
+def _older_rope_and_dtype(kwargs: dict[str, Any]) -> None:
+    rope = kwargs.pop("rope_parameters", None)
+    if rope:
+        kwargs.setdefault("rope_theta", rope.get("rope_theta", 10000.0))
+        if rope.get("rope_type", "default") != "default":
+            kwargs.setdefault("rope_scaling", {k: v for k, v in rope.items() if k != "rope_theta"})
+    dtype = kwargs.pop("dtype", None)
+    if dtype is not None:
+        kwargs.setdefault("torch_dtype", dtype)
+
+
+def init_4x(original: Any) -> Any:
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        _older_layer_types(kwargs)
+        _older_rope_and_dtype(kwargs)
+        original(self, *args, **kwargs)
+
+    return __init__
+
+
+def init_5x(original: Any) -> Any:
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        _older_layer_types(kwargs)
+        original(self, *args, **kwargs)
+
+    return __init__
+
+
+TARGET = "transformers.models.zamba2.configuration_zamba2:Zamba2Config.__init__"
+
+ADAPTERS = (
+    Adapter(
+        name="zamba2-config-reading-4x",
+        requires="transformers>=4.49,<5",
+        target=TARGET,
+        replace=init_4x,
+        upstream="none known",
+    ),
+    Adapter(
+        name="zamba2-config-reading-5x",
+        requires="transformers>=5.0,<5.13",
+        target=TARGET,
+        replace=init_5x,
+        upstream="none known",
+    ),
+    Adapter(
+        name="zamba-config-reading",
+        requires="transformers>=4.49,<5.13",
+        target="transformers.models.zamba.configuration_zamba:ZambaConfig.__init__",
+        replace=init_5x,
+        upstream="none known",
+    ),
+)

@@ -1,0 +1,40 @@
+"""Generate from embeddings.
+
+Symptom:  ValueError: You passed `inputs_embeds` to `.generate()`, but the model class Zamba2ForCausalLM
+          doesn't have its forwarding implemented.
+Cause:    generate looks for a parameter inputs_embeds of Zamba2ForCausalLM.prepare_inputs_for_generation,
+          which 5.15.0 hid in **kwargs. Nothing else is missing.
+Upstream: none known.
+Goes:     when the method names the parameter again, or generate looks elsewhere.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from zamba_compat.adapters import Adapter
+
+
+def prepare_inputs_for_generation(original: Any) -> Any:
+    def prepare_inputs_for_generation(
+        self: Any, input_ids: Any, inputs_embeds: Any = None, **kwargs: Any
+    ) -> Any:
+        return original(self, input_ids, inputs_embeds=inputs_embeds, **kwargs)
+
+    # Otherwise the replacement shows the original's parameters.
+    prepare_inputs_for_generation.__signature__ = inspect.signature(  # type: ignore[attr-defined]
+        prepare_inputs_for_generation
+    )
+    return prepare_inputs_for_generation
+
+
+ADAPTER = Adapter(
+    name="zamba2-embeddings-generation",
+    requires="transformers>=5.15,<5.24",
+    target="transformers.models.zamba2.modeling_zamba2:Zamba2ForCausalLM.prepare_inputs_for_generation",
+    replace=prepare_inputs_for_generation,
+    signature=("self", "input_ids", "**kwargs"),
+    upstream="none known",
+    ends=None,
+)

@@ -1,0 +1,149 @@
+"""Run the Mamba2 layers right where no fused kernels are in use.
+
+Symptom:  wrong logits without an error. Up to 4.51: with two groups (7B), at any length. Before 5.15: beyond
+          chunk_size tokens, by up to 40%, and for several tokens after a cache (up to 5.4: ValueError "too
+          many values to unpack"). All releases: dt is raised to time_step_min, which the fused kernels do not
+          do, and padding between the tokens of a row enters the convolution.
+Cause:    Zamba2MambaMixer.torch_forward repeats groups in the wrong order (up to 4.51), sums the states of
+          chunks over the wrong axis, and takes whatever follows a cache for a single token.
+Upstream: none known; mended step by step in 4.52.1, 5.13.0 and 5.15.0.
+Goes:     when a release is right by itself about time_step_min and padding.
+
+Where a cache lets it, the state is kept in float32: in 16 bits it loses what many small steps add.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from zamba_compat.adapters import Adapter
+
+MIXER = "transformers.models.zamba2.modeling_zamba2:Zamba2MambaMixer"
+Read = Callable[[Any, int], tuple[Any, Any]]
+Write = Callable[[Any, int, Any, Any], None]
+
+
+def read_hybrid(cache: Any, layer: int) -> tuple[Any, Any]:
+    """States in a Zamba2HybridDynamicCache, which are zeros until its `has_previous_state` is set."""
+    if not cache.has_previous_state:
+        return None, None
+    return cache.conv_states[layer], cache.ssm_states[layer]
+
+
+def write_hybrid(cache: Any, layer: int, conv_state: Any, ssm_state: Any) -> None:
+    cache.conv_states[layer], cache.ssm_states[layer] = conv_state, ssm_state
+
+
+def read_layers(cache: Any, layer: int) -> tuple[Any, Any]:
+    """States in a Cache whose layers hold one tensor of each kind."""
+    if not cache.has_previous_state(layer):
+        return None, None
+    return cache.layers[layer].conv_states, cache.layers[layer].recurrent_states
+
+
+def write_layers(cache: Any, layer: int, conv_state: Any, ssm_state: Any) -> None:
+    cache.update_conv_state(conv_state, layer)
+    if cache.update_recurrent_state(ssm_state, layer).dtype != ssm_state.dtype:
+        # Allocated in the dtype of the convolution's state.
+        cache.layers[layer].recurrent_states = ssm_state
+
+
+def read_numbered(cache: Any, layer: int) -> tuple[Any, Any]:
+    """States in a Cache whose layers hold dicts of tensors; Zamba2 has number 0 of each."""
+    if not cache.has_previous_state(layer):
+        return None, None
+    return cache.layers[layer].conv_states[0], cache.layers[layer].recurrent_states[0]
+
+
+def write_numbered(cache: Any, layer: int, conv_state: Any, ssm_state: Any) -> None:
+    cache.update_conv_state(conv_state, layer)
+    cache.update_recurrent_state(ssm_state, layer)
+
+
+def mixed(mixer: Any, hidden_states: Any, cache: Any, attention_mask: Any, read: Read, write: Write) -> Any:
+    """The mixer's output; a cache, if there is one, has moved on."""
+    import torch
+
+    from zamba_compat.mamba2 import mixer_forward
+
+    conv_state, ssm_state = (None, None) if cache is None else read(cache, mixer.layer_idx)
+    if torch.is_grad_enabled() and ssm_state is not None:
+        # The cache is written in place, and the graph still needs what it held.
+        conv_state, ssm_state = conv_state.clone(), ssm_state.clone()
+    output, conv_state, ssm_state = mixer_forward(
+        mixer, hidden_states, conv_state=conv_state, ssm_state=ssm_state, attention_mask=attention_mask
+    )
+    if cache is not None:
+        write(cache, mixer.layer_idx, conv_state, ssm_state)
+    return output
+
+
+def torch_forward(read: Read, write: Write) -> Callable[[Any], Any]:
+    def make(original: Any) -> Any:
+        def torch_forward(
+            self: Any, input_states: Any, cache_params: Any = None, attention_mask: Any = None
+        ) -> Any:
+            return mixed(self, input_states, cache_params, attention_mask, read, write)
+
+        return torch_forward
+
+    return make
+
+
+def forward(original: Any) -> Any:
+    def forward(
+        self: Any, hidden_states: Any, cache_params: Any = None, attention_mask: Any = None, **kwargs: Any
+    ) -> Any:
+        # Other devices may run kernels from several sources; without any, this release computes right there
+        # but for dt (adapter zamba2-time-step-limit) and for padding between tokens. A cache that records its
+        # past keeps more than the window of the convolution. Packed sequences are refused without kernels.
+        recording = cache_params is not None and cache_params.layers[self.layer_idx].record_past
+        packed = any(kwargs.get(name) is not None for name in ("seq_idx", "cu_seqlens"))
+        if hidden_states.device.type != "cpu" or recording or packed:
+            return original(self, hidden_states, cache_params, attention_mask, **kwargs)
+        return mixed(self, hidden_states, cache_params, attention_mask, read_numbered, write_numbered)
+
+    return forward
+
+
+_TORCH_FORWARD = ("self", "input_states", "cache_params", "attention_mask")
+
+ADAPTERS = (
+    Adapter(
+        name="zamba2-plain-scan-hybrid-cache",
+        requires="transformers>=4.49,<5.5",
+        target=f"{MIXER}.torch_forward",
+        replace=torch_forward(read_hybrid, write_hybrid),
+        signature=_TORCH_FORWARD,
+        upstream="none known",
+        ends="replaced the cache",
+    ),
+    Adapter(
+        name="zamba2-plain-scan-layer-cache",
+        requires="transformers>=5.5,<5.14",
+        target=f"{MIXER}.torch_forward",
+        replace=torch_forward(read_layers, write_layers),
+        signature=_TORCH_FORWARD,
+        upstream="none known",
+        ends="replaced the cache",
+    ),
+    Adapter(
+        name="zamba2-plain-scan-numbered-states",
+        requires="transformers>=5.14,<5.15",
+        target=f"{MIXER}.torch_forward",
+        replace=torch_forward(read_numbered, write_numbered),
+        signature=_TORCH_FORWARD,
+        upstream="none known",
+        ends="replaced the method",
+    ),
+    Adapter(
+        name="zamba2-plain-scan",
+        requires="transformers>=5.15,<5.24",
+        target=f"{MIXER}.forward",
+        replace=forward,
+        signature=("self", "hidden_states", "cache_params", "attention_mask", "**kwargs"),
+        upstream="none known",
+        ends=None,
+    ),
+)

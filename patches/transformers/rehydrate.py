@@ -1,0 +1,56 @@
+"""Fill every position of a shared block from whatever copy the checkpoint holds.
+
+Symptom:  a checkpoint that holds a block only at a later layer comes back with random weights there; one with differing
+          copies loads whichever is read last (4.x) or is untied with a warning per key (5.x); one with equal copies
+          reads all of them.
+Cause:    the loaders know names, not the rule that makes names aliases.
+Upstream: none known.
+Goes:     never: which copy counts is a decision about checkpoints that upstream does not write.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from contextlib import ExitStack
+from typing import Any
+
+from zamba_compat.adapters import Adapter
+
+
+def load(original: Any) -> Any:
+    signature = inspect.signature(original)
+
+    @functools.wraps(original)
+    def _load_pretrained_model(*args: Any, **kwargs: Any) -> Any:
+        from zamba_compat.loading import hub_layout
+
+        call = signature.bind(*args, **kwargs)
+        given = call.arguments
+        files = given.get("checkpoint_files", given.get("resolved_archive_file"))
+        with ExitStack() as opened:
+            tensors = hub_layout(given["model"], given.get("state_dict"), files, opened, lazy="load_config" in given)
+            if tensors is not None:
+                given["state_dict"] = tensors
+                for name in ("sharded_metadata", "expected_keys"):
+                    if name in given:
+                        given[name] = None
+                if "loaded_keys" in given:
+                    given["loaded_keys"] = list(tensors)
+            return original(*call.args, **call.kwargs)
+
+    return _load_pretrained_model
+
+
+ADAPTERS = tuple(
+    Adapter(
+        name=f"{model_type}-rehydrate",
+        requires="transformers>=4.49,<5.24",
+        target=f"transformers.models.{model_type}.modeling_{model_type}:{cls}._load_pretrained_model",
+        replace=load,
+        signature=(..., "model", "state_dict", ...),
+        upstream="none known",
+        ends=None,
+    )
+    for model_type, cls in (("zamba2", "Zamba2PreTrainedModel"), ("zamba", "ZambaPreTrainedModel"))
+)

@@ -1,0 +1,144 @@
+"""Cached, padded, batched and beamed decoding equal uncached single runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conformance.helpers import assert_close, load
+from support import synthetic
+from torch import Tensor
+
+PROMPTS = (3, 16, 37)  # below, at and beyond chunk_size 16
+
+
+@pytest.fixture(params=["1.2B", "2.7B", "7B"])
+def case(request: pytest.FixtureRequest) -> synthetic.Case:
+    return synthetic.case(request.param, length=46)
+
+
+@pytest.fixture
+def model(case: synthetic.Case, tmp_path: Path) -> Any:
+    return load(synthetic.write_checkpoint(tmp_path / "model", case.state, case.config))
+
+
+@torch.no_grad()
+def forward(model: Any, ids: Tensor, **kwargs: Any) -> Any:
+    return model(ids, use_cache=True, **kwargs)
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_one_token_at_a_time(model: Any, case: synthetic.Case, prompt: int) -> None:
+    first = forward(model, case.ids[:, :prompt])
+    got, cache = [first.logits], first.past_key_values
+    for position in range(prompt, prompt + 5):
+        step = continued(model, case.ids[:, position : position + 1], cache, position)
+        got.append(step.logits)
+        cache = step.past_key_values
+    assert_close(torch.cat(got, 1), case.logits[:, : prompt + 5])
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+@pytest.mark.parametrize("more", [2, 5, 9])
+def test_several_tokens_after_a_cache(model: Any, case: synthetic.Case, prompt: int, more: int) -> None:
+    first = forward(model, case.ids[:, :prompt])
+    second = continued(model, case.ids[:, prompt : prompt + more], first.past_key_values, prompt)
+    assert_close(second.logits, case.logits[:, prompt : prompt + more])
+    if prompt + more < case.ids.shape[1]:
+        third = continued(
+            model, case.ids[:, prompt + more : prompt + more + 1], second.past_key_values, prompt + more
+        )
+        assert_close(third.logits, case.logits[:, prompt + more : prompt + more + 1])
+
+
+def continued(model: Any, ids: Tensor, cache: Any, past: int, mask: Tensor | None = None) -> Any:
+    positions = torch.arange(past, past + ids.shape[1])
+    if mask is None:
+        mask = torch.ones(ids.shape[0], past + ids.shape[1], dtype=torch.long)
+    try:
+        return forward(model, ids, past_key_values=cache, cache_position=positions, attention_mask=mask)
+    except TypeError:  # releases that count the tokens themselves
+        return forward(model, ids, past_key_values=cache, attention_mask=mask)
+
+
+@pytest.mark.parametrize("length", PROMPTS)
+def test_left_padding(model: Any, case: synthetic.Case, length: int) -> None:
+    whole = case.ids.shape[1]
+    ids = torch.cat([torch.cat([torch.zeros(1, whole - length, dtype=torch.long), case.ids[:, :length]], 1), case.ids])
+    mask = torch.ones_like(ids)
+    mask[0, : whole - length] = 0
+    for use_cache in (False, True):
+        with torch.no_grad():
+            out = model(ids, attention_mask=mask, use_cache=use_cache).logits
+        assert_close(out[0, whole - length :], case.logits[0, :length])
+        assert_close(out[1], case.logits[0])
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_generate_with_and_without_cache(model: Any, case: synthetic.Case, beams: int) -> None:
+    ids = case.ids[:, :37]
+    runs = [generate(model, ids, num_beams=beams, use_cache=use_cache) for use_cache in (True, False)]
+    assert torch.equal(runs[0], runs[1])
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_generate_in_a_left_padded_batch(model: Any, case: synthetic.Case, beams: int) -> None:
+    lengths = (5, 37)
+    single = [generate(model, case.ids[:, :n], num_beams=beams)[:, n:] for n in lengths]
+    batch = torch.zeros(2, 37, dtype=torch.long)
+    for row, n in enumerate(lengths):
+        batch[row, 37 - n :] = case.ids[0, :n]
+    together = generate(model, batch, num_beams=beams, attention_mask=(batch != 0).long())[:, 37:]
+    assert torch.equal(together, torch.cat(single))
+
+
+def generate(model: Any, ids: Tensor, **kwargs: Any) -> Tensor:
+    kwargs.setdefault("attention_mask", torch.ones_like(ids))
+    return model.generate(
+        ids, max_new_tokens=8, min_new_tokens=8, do_sample=False, pad_token_id=0, eos_token_id=2, **kwargs
+    )
+
+
+def test_generate_goes_on_from_a_cache(model: Any, case: synthetic.Case) -> None:
+    """The second turn of a chat: several new tokens after a cache that an earlier generate returned."""
+    ids = case.ids[:, :20]
+    first = generate(model, ids, return_dict_in_generate=True, use_cache=True)
+    turn = torch.cat([first.sequences, case.ids[:, 30:36]], 1)
+    with_cache = generate(model, turn, past_key_values=first.past_key_values)
+    assert torch.equal(with_cache, generate(model, turn))
+
+
+def test_generate_from_embeddings(model: Any, case: synthetic.Case) -> None:
+    ids = case.ids[:, :20]
+    embeddings = model.get_input_embeddings()(ids).detach()
+    got = model.generate(
+        inputs_embeds=embeddings, attention_mask=torch.ones_like(ids), max_new_tokens=8, min_new_tokens=8,
+        do_sample=False, pad_token_id=0, eos_token_id=2,
+    )
+    assert torch.equal(got[:, -8:], generate(model, ids)[:, -8:])
+
+
+def test_prompt_lookup(model: Any, case: synthetic.Case) -> None:
+    """Drafts are verified several at a time; a release may refuse it for a stateful model, but not answer wrongly."""
+    ids = torch.cat([case.ids[:, :12]] * 3, 1)
+    want = generate(model, ids)
+    try:
+        got = generate(model, ids, prompt_lookup_num_tokens=3)
+    except (ValueError, AttributeError, NotImplementedError, TypeError) as refusal:
+        assert "assist" in str(refusal).lower() or "stateful" in str(refusal).lower(), refusal
+        return
+    assert torch.equal(got, want)
+
+
+def test_gradients_add_up_over_the_uses_of_a_block(model: Any, case: synthetic.Case) -> None:
+    ids = case.ids[:, :20]
+    key = f"model.layers.{case.config['hybrid_layer_ids'][0]}.shared_transformer.feed_forward.down_proj.weight"
+    model.train()
+    model(ids, use_cache=False).logits.square().mean().backward()
+    state = {name: tensor.double() for name, tensor in case.state.items()}
+    state[key].requires_grad_()
+    synthetic.forward.__wrapped__(state, case.config, ids).square().mean().backward()
+    got = dict(model.named_parameters(remove_duplicate=False))[key].grad
+    assert_close(got, state[key].grad, 1e-4)

@@ -1,0 +1,53 @@
+"""For every test: offline, quiet, two threads, the same seeds. pyproject.toml has the paths and markers."""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+from pathlib import Path
+
+import pytest
+
+# Before anything imports torch or transformers: both read these only then.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+pytest_plugins = ["_matrix.recorder"]
+
+STOCK = os.environ.get("ZAMBA_COMPAT_TEST_STOCK") == "1"
+CONFORMANCE = Path(__file__).with_name("conformance")
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    if CONFORMANCE in item.path.parents:
+        item.add_marker("conformance")
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    if STOCK and "zamba_compat" in sys.modules:
+        raise pytest.UsageError("a stock run must not import zamba_compat, but what was collected does")
+
+
+@pytest.fixture(scope="session")
+def armed() -> bool:
+    """Whether zamba_compat is at work; armed here unless this is a stock run."""
+    if STOCK:
+        assert "zamba_compat" not in sys.modules, "a stock run must not import zamba_compat"
+        return False
+    import zamba_compat
+
+    zamba_compat.install()
+    return True
+
+
+@pytest.fixture(autouse=True)
+def seeds() -> None:
+    """Every test starts from the same seeds, of whatever generators are loaded."""
+    random.seed(0)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(0)
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)

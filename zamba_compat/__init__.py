@@ -1,0 +1,58 @@
+"""Zamba2 checkpoints that load, compute and save right in every transformers release that has Zamba2.
+
+`import zamba_compat` arms version-pinned adapters for the libraries that are installed; they are applied when the
+modules they mend are imported, so this import itself loads neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+from .adapters import AdapterStatus, Registry
+from .errors import ZambaCompatError
+from .settings import configure, settings
+from .sharing import SharingMap
+
+__version__ = "0.1.0"
+__all__ = [
+    "AdapterStatus",
+    "SharingMap",
+    "ZambaCompatError",
+    "configure",
+    "install",
+    "settings",
+    "status",
+    "uninstall",
+]
+
+_registry: Registry | None = None
+
+
+def registry() -> Registry:
+    """The registry of all adapters, created at its first use."""
+    global _registry
+    if _registry is None:
+        from .patches import ADAPTERS
+
+        _registry = Registry(ADAPTERS)
+    return _registry
+
+
+def install() -> None:
+    """Arm every adapter: mend what is imported already, and the rest when it is imported. Twice is as once.
+
+    Raises:
+        AdapterError: a library inside its pinned range is not what the pin says; nothing is left half done.
+    """
+    registry().arm()
+
+
+def uninstall() -> None:
+    """Take every adapter back; each mended class and module is left as it was found."""
+    registry().disarm()
+
+
+def status() -> list[AdapterStatus]:
+    """One entry per adapter: applied, armed, not needed or refused, and why."""
+    return registry().status()
+
+
+install()

@@ -1,0 +1,5 @@
+import sys
+
+from zamba_compat.cli.main import main
+
+sys.exit(main())

@@ -1,0 +1,1 @@
+"""The parts of the adapter engine. `zamba_compat.adapters` is the way in."""

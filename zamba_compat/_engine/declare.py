@@ -1,0 +1,186 @@
+"""What an adapter declares. Nothing here imports the library it is for."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import AdapterError
+from .releases import Pin
+from .targets import Signature
+
+_TARGET = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*")
+_NAME = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
+
+Factory = Callable[[Any], Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Patch:
+    """One attribute to replace.
+
+    Attributes:
+        target: "package.module:Class.attribute" or "package.module:function". The module must be the one
+            whose execution makes the attribute, no lazy package above it. A function that other modules
+            import by name needs a target in each of them.
+        replace: `replace(original) -> replacement`, called when the patch is applied. `original` is the
+            function inside a static method, class method, property or cached property, and the replacement is
+            put back into one of the same kind; any other value is handed over as it is, and None if there is
+            none. Preferred is a function that imports what it needs when it is called. The other form,
+            "package.module:factory", is imported when the patch is applied: for a replacement so long that it
+            wants a module with torch imported at its top.
+        signature: the parameter names the original must have, in order, `*args` and `**kwargs` with their
+            stars. `...` stands for any number of others. None compares nothing.
+        optional: the attribute is legitimately absent in part of the pinned range.
+        add: the owner must not hold the attribute itself; reverting deletes it.
+    """
+
+    target: str
+    replace: Factory | str
+    signature: Signature | None = None
+    optional: bool = False
+    add: bool = False
+
+    def __post_init__(self) -> None:
+        if _TARGET.fullmatch(self.target) is None:
+            raise AdapterError(
+                "A malformed target.", where=self.target, remedy='Write "package.module:Class.attribute".'
+            )
+        if isinstance(self.replace, str) and _TARGET.fullmatch(self.replace) is None:
+            raise AdapterError(
+                f"A malformed replacement {self.replace!r}.",
+                where=self.target,
+                remedy='Write "package.module:factory", or pass the factory itself.',
+            )
+        if self.add and (self.optional or self.signature is not None):
+            raise AdapterError(
+                "An attribute to add has no original to be optional or to compare.",
+                where=self.target,
+                remedy="Leave optional and signature out.",
+            )
+
+    @property
+    def module(self) -> str:
+        """The module that holds the target."""
+        return self.target.partition(":")[0]
+
+    @property
+    def path(self) -> str:
+        """The target's dotted path inside its module."""
+        return self.target.partition(":")[2]
+
+    def factory(self) -> Factory:
+        """The function that makes the replacement, imported now if it was given by name."""
+        if not isinstance(self.replace, str):
+            return self.replace
+        module, _, path = self.replace.partition(":")
+        factory: Any = importlib.import_module(module)
+        for step in path.split("."):
+            factory = getattr(factory, step)
+        made: Factory = factory
+        return made
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapter:
+    """What mends one upstream defect in the releases that have it.
+
+    Attributes:
+        name: words joined by hyphens, unique in a registry.
+        requires: the releases it is for, "transformers>=5.1,<5.17", bounded below and above; or several
+            requirements, all of which must hold. The first names the library that the adapter belongs to.
+            PEP 440 order applies: 5.17.0rc1 is neither below 5.17 nor at or above it.
+        upstream: the upstream issues and pull requests, or "none known".
+        patches: the attributes to replace. For a single one, `target`, `replace` and the rest may be given
+            instead.
+        summary: one line; by default the first docstring line of the module that declares the adapter.
+        condition: called once per arming, when the first of the adapter's modules has been imported; returns
+            a reason not to apply it, or None.
+        ends: what the release at the upper bound did, for `status()`: "fixed in 5.17". None if the defect
+            is still there and the bound is only where testing ends: a newer release is then "unpinned".
+
+    Raises:
+        AdapterError: at construction, if any of this is malformed.
+    """
+
+    name: str
+    requires: str | tuple[str, ...]
+    upstream: str
+    patches: tuple[Patch, ...] = ()
+    summary: str = ""
+    condition: Callable[[], str | None] | None = None
+    ends: str | None = "fixed"
+    target: str | None = None
+    replace: Factory | str | None = None
+    signature: Signature | None = None
+    optional: bool = False
+    add: bool = False
+    pins: tuple[Pin, ...] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        where = f"adapter {self.name}"
+        if _NAME.fullmatch(self.name) is None:
+            raise AdapterError(
+                "A malformed name.", where=where, remedy="Write lower-case words joined by hyphens."
+            )
+        requirements = (self.requires,) if isinstance(self.requires, str) else self.requires
+        if not requirements:
+            raise AdapterError("No requirement.", where=where, remedy="Say which releases it is for.")
+        object.__setattr__(self, "pins", tuple(Pin.parse(text, where=where) for text in requirements))
+        several = bool(self.patches) if self.target is None else self.targets not in ((), (self.target,))
+        if (self.target is None) != (self.replace is None) or several != (self.target is None):
+            raise AdapterError(
+                "Neither one target nor patches, or both.",
+                where=where,
+                remedy="Give target and replace, or patches.",
+            )
+        if self.target is not None and self.replace is not None:
+            patch = Patch(
+                target=self.target,
+                replace=self.replace,
+                signature=self.signature,
+                optional=self.optional,
+                add=self.add,
+            )
+            object.__setattr__(self, "patches", (patch,))
+        elif self.signature is not None or self.optional or self.add:
+            raise AdapterError(
+                "signature, optional and add without a target.",
+                where=where,
+                remedy="Give them to the patches.",
+            )
+        if len(set(self.targets)) < len(self.targets):
+            raise AdapterError("A target named twice.", where=where, remedy="Give each target one patch.")
+        object.__setattr__(self, "summary", self.summary or _first_docstring_line())
+        if not self.summary or not self.upstream:
+            raise AdapterError(
+                "No summary or no upstream reference.",
+                where=where,
+                remedy='Open the declaring module with a docstring; write "none known" if nothing is.',
+            )
+
+    @property
+    def library(self) -> str:
+        """The library the adapter belongs to."""
+        return self.pins[0].library
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """Every module that holds a target."""
+        return tuple(dict.fromkeys(patch.module for patch in self.patches))
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Every target, in the order they are patched."""
+        return tuple(patch.target for patch in self.patches)
+
+
+def _first_docstring_line() -> str:
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__") == __name__:
+        frame = frame.f_back
+    return str(frame.f_globals.get("__doc__") or "").strip().partition("\n")[0]

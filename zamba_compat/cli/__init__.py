@@ -1,0 +1,1 @@
+"""The command line: a parser per command, and a thin call of one library function."""

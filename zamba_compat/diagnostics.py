@@ -1,0 +1,130 @@
+"""What is installed, which adapters apply, and whether Zamba2 is built right here."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from .adapters import AdapterStatus
+from .published import PUBLISHED, Shape
+from .sharing import SharingMap
+
+LIBRARIES = (
+    "torch", "transformers", "accelerate", "bitsandbytes", "safetensors", "tokenizers", "huggingface_hub", "peft",
+    "mergekit", "mamba-ssm", "causal-conv1d", "wrapt", "packaging",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Check:
+    """One published shape, built on the meta device. `fault` is None when it was built right."""
+
+    shape: str
+    parameters: int | None
+    fault: str | None
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `zamba-compat doctor` prints.
+
+    Attributes:
+        versions: distribution -> installed version, None when absent.
+        adapters: the state of every adapter.
+        checks: the published shapes, built here; empty when transformers or torch cannot be imported.
+        faults: what is wrong, one sentence each with the remedy; empty when all is well.
+    """
+
+    versions: dict[str, str | None]
+    adapters: list[AdapterStatus]
+    checks: list[Check] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        return not self.faults
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "ok": self.ok,
+            "faults": self.faults,
+            "versions": self.versions,
+            "checks": [asdict(check) for check in self.checks],
+            "adapters": [adapter.as_dict() for adapter in self.adapters],
+        }
+
+
+def versions() -> dict[str, str | None]:
+    """Python and every library this package deals with, by installed distribution; nothing is imported."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def check_shape(name: str, shape: Shape) -> Check:
+    """Build one published shape on the meta device and compare its tying with the sharing map."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.for_model(**shape.config)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+        model.tie_weights()
+        fault = tying_fault(model)
+    except Exception as error:  # whatever a release does wrong here is what this check is for
+        return Check(name, None, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    if fault is None and parameters != shape.parameters:
+        fault = f"{parameters:,} distinct parameters instead of {shape.parameters:,}"
+    return Check(name, parameters, fault)
+
+
+def tying_fault(model: Any) -> str | None:
+    """The first way in which a built model's shared tensors are not tied as the sharing map says, or None."""
+    sharing = SharingMap.from_config(model.config)
+    present = dict(model.named_parameters(remove_duplicate=False))
+    prefix = "model." if any(name.startswith("model.") for name in present) else ""
+    for canonical in sharing.shared_keys(prefix=prefix):
+        tensor = present.get(canonical)
+        if tensor is None:
+            return f"{canonical} does not exist"
+        for alias in sharing.aliases(canonical):
+            if alias not in present:
+                return f"{alias} does not exist"
+            if present[alias] is not tensor:
+                return f"{alias} is not tied to {canonical}"
+    extra = {n for n in present if sharing.parse(n) is not None} - {
+        alias for canonical in sharing.shared_keys(prefix=prefix) for alias in sharing.aliases(canonical)
+    }
+    return f"{min(extra)} belongs to no block" if extra else None
+
+
+def report() -> Report:
+    """Everything `doctor` has to say. Never raises for a broken environment: it says what is broken."""
+    from . import status
+
+    found, faults, checks = versions(), [], []
+    try:
+        import torch  # noqa: F401
+        import transformers  # noqa: F401
+    except Exception as error:
+        faults.append(f"{type(error).__name__}: {error}. Install torch and transformers>=4.49.")
+    else:
+        from .patches import release_fault
+
+        fault = release_fault()
+        if fault is not None:
+            faults.append(fault)
+        else:
+            checks = [check_shape(name, shape) for name, shape in PUBLISHED.items()]
+            faults += [f"{check.shape}: {check.fault}" for check in checks if check.fault]
+    adapters = status()
+    faults += [f"{a.name}: {a.reason}" for a in adapters if a.state in ("refused", "failed")]
+    return Report(found, adapters, checks, faults)

@@ -1,0 +1,42 @@
+"""The errors this package raises. Each one says what is wrong, where, and what to do about it."""
+
+from __future__ import annotations
+
+
+class ZambaCompatError(Exception):
+    """Base of every error raised by this package.
+
+    Args:
+        what: the fault, one sentence.
+        where: the file, tensor, key or release it was found in.
+        remedy: what the reader can do about it.
+    """
+
+    def __init__(self, what: str, *, where: str | None = None, remedy: str | None = None) -> None:
+        self.what, self.where, self.remedy = what, where, remedy
+        message = what if where is None else f"{where}: {what}"
+        super().__init__(message if remedy is None else f"{message} {remedy}")
+
+
+class ConfigError(ZambaCompatError, ValueError):
+    """A config that does not describe a Zamba or Zamba2 model, or contradicts itself."""
+
+
+class CheckpointError(ZambaCompatError, ValueError):
+    """A checkpoint whose tensors do not make up the model its config describes."""
+
+
+class MissingTensorError(CheckpointError):
+    """Shared tensors of which the checkpoint holds no copy anywhere."""
+
+
+class DivergentCopiesError(CheckpointError):
+    """Copies of one shared tensor that are present and different, where they were required to be equal."""
+
+
+class AdapterError(ZambaCompatError, RuntimeError):
+    """An adapter that cannot be applied, or whose target is not what its pin says."""
+
+
+class UnsupportedReleaseError(ZambaCompatError, ImportError):
+    """A library release this package has no adapters for, and that is not right without them."""

@@ -1,0 +1,114 @@
+"""Open what a model is about to be loaded from, and present it in the hub layout."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from .rehydrate import REMEDY_DIVERGENT, Divergence, plan
+from .settings import settings
+from .sharing import SharingMap
+from .untie import untie
+
+logger = logging.getLogger("zamba_compat")
+
+
+class Stored:
+    """The tensors a model is loaded from: a state dict, or open checkpoint files.
+
+    Attributes:
+        where: what to call the checkpoint in messages.
+        names: every stored name, in stored order.
+    """
+
+    def __init__(self, state_dict: Mapping[str, Any] | None, files: Sequence[str], opened: ExitStack) -> None:
+        self.where = None if not files else str(Path(files[0]).parent if len(files) > 1 else files[0])
+        self._read: dict[str, Callable[[], Any]] = {}
+        self._slice: dict[str, Callable[[], Any]] = {}
+        if state_dict is not None:
+            self._read = {name: (lambda tensor=tensor: tensor) for name, tensor in state_dict.items()}  # type: ignore[misc]
+        else:
+            for file in files:
+                self._open(file, opened)
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._read)
+
+    def read(self, name: str) -> Any:
+        """The tensor `name`; mapped from its file, not copied, where the format allows."""
+        return self._read[name]()
+
+    def lazy(self, name: str) -> Any:
+        """What the 5.x loader takes instead of a tensor: a slice that reads when it is indexed."""
+        return self._slice.get(name, self._read[name])()
+
+    def _open(self, file: str, opened: ExitStack) -> None:
+        if str(file).endswith(".safetensors"):
+            from safetensors import safe_open
+
+            handle = opened.enter_context(safe_open(file, framework="pt", device="cpu"))
+            for name in handle.keys():  # noqa: SIM118 (not a mapping)
+                self._read[name] = lambda name=name: handle.get_tensor(name)  # type: ignore[misc]
+                self._slice[name] = lambda name=name: handle.get_slice(name)  # type: ignore[misc]
+            return
+        import torch
+
+        try:
+            tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError:  # files in the format before zip archives cannot be mapped
+            tensors = torch.load(file, map_location="cpu", weights_only=True)
+        for name, tensor in tensors.items():
+            self._read[name] = lambda tensor=tensor: tensor  # type: ignore[misc]
+
+
+def hub_layout(
+    model: Any, state_dict: Mapping[str, Any] | None, files: str | Sequence[str] | None, opened: ExitStack, *, lazy: bool
+) -> dict[str, Any] | None:
+    """What to load `model` from in the hub layout, or None when the checkpoint is in that layout already.
+
+    When copies of shared tensors differ and the setting `divergent` is "keep", `model` is untied in place first.
+
+    Args:
+        model: a built Zamba2 model, its config the checkpoint's.
+        state_dict: tensors by name, or None to read `files`.
+        files: the checkpoint's files, .safetensors or .bin.
+        opened: keeps the files open until loading is done.
+        lazy: return slices of safetensors files instead of tensors.
+
+    Raises:
+        MissingTensorError: a shared tensor is stored nowhere.
+        CheckpointError: copies that contradict each other in dtype or shape.
+        DivergentCopiesError: copies differ and the setting `divergent` is "error".
+    """
+    names = [files] if isinstance(files, str) else list(files or ())
+    if state_dict is None and (not names or str(names[0]).endswith(".gguf")):
+        return None
+    stored = Stored(state_dict, names, opened)
+    layout = plan(stored.names, SharingMap.from_config(model.config), where=stored.where)
+    if layout.is_identity:
+        return None
+    layout, computed, divergences = layout.resolve(stored.read, settings().divergent)
+    if divergences:
+        _tell(divergences, stored.where)
+    if layout.sharing != SharingMap.from_config(model.config):
+        untie(model)
+    take = stored.lazy if lazy else stored.read
+    return {name: computed[name] if name in computed else take(source) for name, source in layout.sources.items()}
+
+
+def _tell(divergences: list[Divergence], where: str | None) -> None:
+    choice = settings().divergent
+    done = {
+        "keep": "every position keeps its own copy (num_mem_blocks = number of positions, more memory)",
+        "first": "the copy of the first layer is used",
+        "mean": "the mean of the copies is used",
+    }[choice]
+    worst = max(divergences, key=lambda d: d.distance)
+    logger.warning(
+        "%s: %d shared tensors are stored in copies that differ, by up to %.2g of their norm (%s); %s. %s",
+        where or "state_dict", len(divergences), worst.distance, worst.key, done, REMEDY_DIVERGENT,
+    )

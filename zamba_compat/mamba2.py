@@ -1,0 +1,249 @@
+"""The Mamba2 mixer in plain PyTorch: one scan for every transformers release.
+
+The recurrence, for each head, with a state h of shape [head_dim, d_state]:
+
+    h_t = exp(dt_t * A) * h_{t-1} + dt_t * x_t B_t^T        y_t = h_t C_t + D * x_t
+
+is computed chunk by chunk in its matrix form (structured state space duality, arXiv 2405.21060, section 6).
+Heads come in groups that share B and C: head h reads group h // (heads / groups).
+
+dt is softplus(dt + dt_bias), limited only by a `time_step_limit` that is not null, never by time_step_min.
+That is what the models were trained with: in Zyphra/Zamba2 (mamba2_layer.py) and Zyphra/transformers_zamba2
+(src/transformers/models/zamba2/mamba2_layer.py) Mamba2Layer has dt_limit=(0, inf), nothing that builds one
+passes another, and its `step` knows no limit; dt_min only draws the initial dt_bias. The default of the fused
+kernels is the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch  # noqa: TID253
+import torch.nn.functional as F  # noqa: TID253
+from torch import Tensor  # noqa: TID253
+
+# The result does not depend on the length of a chunk. Shorter than the usual 256 is faster on a CPU and takes
+# memory in proportion.
+MAX_CHUNK = 64
+
+
+def scan(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    *,
+    D: Tensor | None = None,
+    state: Tensor | None = None,
+    chunk_size: int = MAX_CHUNK,
+) -> tuple[Tensor, Tensor]:
+    """Run the recurrence over a sequence.
+
+    x: [batch, seq, heads, head_dim]. dt: [batch, seq, heads], not negative; a token with dt = 0 leaves the
+    state as it is. A: [heads], negative. B, C: [batch, seq, groups, d_state]. D: [heads]. All of one dtype.
+    state: [batch, heads, head_dim, d_state], what earlier tokens left; zero where None.
+    Returns y, shaped as x, and the state after the last token. Memory beyond the inputs and y grows with
+    chunk_size, not with seq (but for what autograd keeps).
+    """
+    batch, seq, heads, head_dim = x.shape
+    groups, d_state = B.shape[-2:]
+    chunk_size = min(chunk_size, seq)
+    per_group = heads // groups
+    future = torch.ones(chunk_size, chunk_size, dtype=torch.bool, device=x.device).triu(1)
+    weighted = x * dt[..., None]
+    outputs = []
+    for start in range(0, seq, chunk_size):
+        here = slice(start, start + chunk_size)
+        inputs = weighted[:, here]
+        b, c = B[:, here].transpose(1, 2), C[:, here].transpose(1, 2)  # [batch, groups, length, d_state]
+        length = inputs.shape[1]
+
+        # elapsed[i] - elapsed[j] is the exponent of the decay between two tokens. Both can be large where
+        # their difference is small, hence the wider type.
+        elapsed = (dt[:, here] * A).transpose(1, 2).to(_wide(x)).cumsum(-1)  # [batch, heads, length]
+        between = (elapsed[..., :, None] - elapsed[..., None, :]).to(x.dtype)
+        # Above the diagonal the exponent is positive and may overflow: masked before exp, so that no inf * 0
+        # appears, here or in the gradient.
+        decay = between.masked_fill(future[:length, :length], -torch.inf).exp()
+        scores = (c @ b.mT)[:, :, None] * decay.unflatten(1, (groups, per_group))
+        y = (scores.flatten(1, 2) @ inputs.transpose(1, 2)).transpose(1, 2)
+
+        if state is not None:
+            carried = c @ state.reshape(batch, groups, per_group * head_dim, d_state).mT
+            carried = carried.transpose(1, 2).reshape(batch, length, heads, head_dim)
+            y = y + carried * elapsed.exp().to(x.dtype).transpose(1, 2)[..., None]
+        outputs.append(y)
+
+        remaining = (elapsed[..., -1:] - elapsed).exp().to(x.dtype).transpose(1, 2)
+        inputs = (inputs * remaining[..., None]).reshape(batch, length, groups, per_group * head_dim)
+        added = (inputs.permute(0, 2, 3, 1) @ b).reshape(batch, heads, head_dim, d_state)
+        if state is not None:
+            added = added + state * elapsed[..., -1].exp().to(x.dtype)[..., None, None]
+        state = added
+    y = outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1)
+    assert state is not None
+    return (y if D is None else y + D[:, None] * x), state
+
+
+def step(
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, *, D: Tensor | None = None, state: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Run the recurrence over one token: as `scan`, without the axis seq."""
+    batch, heads, head_dim = x.shape
+    groups, d_state = B.shape[-2:]
+    weighted = (x * dt[..., None]).view(batch, groups, -1, 1)
+    added = (weighted * B[:, :, None]).view(batch, heads, head_dim, d_state)
+    state = torch.addcmul(added, state, (dt * A).exp()[..., None, None])
+    y = (state.view(batch, groups, -1, d_state) @ C[..., None]).view(batch, heads, head_dim)
+    return (y if D is None else torch.addcmul(y, x, D[:, None])), state
+
+
+def causal_conv(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    state: Tensor | None = None,
+    *,
+    lengths: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Depthwise causal convolution: y_t = bias + sum_k weight_k * x_{t - (taps - 1) + k}.
+
+    x: [batch, seq, channels]. weight: [channels, 1, taps]. bias: [channels].
+    state: [batch, channels, taps], the inputs before the first token, oldest first; zeros where None.
+    lengths: [batch], the tokens of each row that count; those after them are padding.
+    Returns y in the dtype of the weight, shaped as x, and the state after the last token that counts, in the
+    dtype of x.
+    """
+    batch, seq, channels = x.shape
+    taps = weight.shape[-1]
+    earlier = x.new_zeros(batch, taps, channels) if state is None else state.mT.to(x)
+    inputs = torch.cat([earlier, x], 1)
+    if lengths is None:
+        last = inputs[:, -taps:]
+    else:
+        last = _take(inputs, lengths[:, None] + torch.arange(taps, device=x.device))
+    inputs = inputs[:, 1:].to(weight.dtype)
+    kernel = weight[:, 0].T.contiguous()
+    y = inputs[:, :seq] * kernel[0] if bias is None else torch.addcmul(bias, inputs[:, :seq], kernel[0])
+    for k in range(1, taps):
+        y = torch.addcmul(y, inputs[:, k : k + seq], kernel[k])
+    return y, last.mT.contiguous()
+
+
+def time_step_limit(config: Any) -> tuple[float, float] | None:
+    """The limits of dt that a config sets, or None."""
+    limit = getattr(config, "time_step_limit", None)
+    return None if limit is None else (float(limit[0]), float(limit[1]))
+
+
+def mixer_forward(
+    mixer: Any,
+    hidden_states: Tensor,
+    *,
+    conv_state: Tensor | None = None,
+    ssm_state: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The forward pass of a Zamba2MambaMixer of any release, for one token or more, with a past or without.
+
+    hidden_states: [batch, seq, hidden_size].
+    conv_state: [batch, conv_dim, taps] and ssm_state: [batch, heads, head_dim, d_state], what earlier tokens
+    left; both or neither.
+    attention_mask: [batch, at least seq], 0 for padding anywhere in the row; its last seq columns count, and
+    a mask of another rank does not. Each row comes out as if its padding were not there; the output at
+    padding means nothing.
+    Returns the output, shaped and typed as hidden_states, and both states: the first in the dtype of the
+    projection, the second in float32 (float64 where hidden_states is).
+
+    Projections and norm are called as modules, so they may be quantized, wrapped or offloaded. Everything
+    between them is computed in float32, or float64 where hidden_states is, also under autocast.
+    """
+    kept = _kept_tokens(attention_mask, hidden_states.shape[1])
+    order = lengths = None
+    if kept is not None and (conv_state is not None or not _starts_with_padding(kept)):
+        # Padding goes behind the tokens, where neither the convolution nor the state can meet it.
+        order = kept.logical_not().long().argsort(dim=1, stable=True)
+        kept, lengths = kept.gather(1, order), kept.sum(1)
+        hidden_states = _take(hidden_states, order)
+
+    inner, heads, groups = mixer.intermediate_size, mixer.num_heads, mixer.n_groups
+    bc_size = groups * mixer.ssm_state_size
+    gate, xbc, dt = mixer.in_proj(hidden_states).split([inner, inner + 2 * bc_size, heads], -1)
+    dtype = torch.promote_types(hidden_states.dtype, torch.float32)
+    with _no_autocast(hidden_states.device.type), _loaded(mixer.conv1d):
+        dt = F.softplus(dt.to(dtype) + mixer.dt_bias.to(dtype))
+        limit = time_step_limit(mixer.config)
+        if limit is not None:
+            dt = dt.clamp(*limit)
+        if kept is not None:
+            padding = ~kept[..., None]
+            xbc, dt = xbc.masked_fill(padding, 0), dt.masked_fill(padding, 0)
+        bias = mixer.conv1d.bias
+        xbc, conv_state = causal_conv(
+            xbc,
+            mixer.conv1d.weight.to(dtype),
+            None if bias is None else bias.to(dtype),
+            conv_state,
+            lengths=lengths,
+        )
+        x, b, c = mixer.act(xbc).split([inner, bc_size, bc_size], -1)
+        x, b, c = x.unflatten(-1, (heads, -1)), b.unflatten(-1, (groups, -1)), c.unflatten(-1, (groups, -1))
+        a, d = -mixer.A_log.to(dtype).exp(), mixer.D.to(dtype)
+        if ssm_state is not None:
+            ssm_state = ssm_state.to(x)
+        if ssm_state is not None and x.shape[1] == 1:
+            y, ssm_state = step(x[:, 0], dt[:, 0], a, b[:, 0], c[:, 0], D=d, state=ssm_state)
+        else:
+            chunk_size = min(mixer.chunk_size, MAX_CHUNK)
+            y, ssm_state = scan(x, dt, a, b, c, D=d, state=ssm_state, chunk_size=chunk_size)
+        y = mixer.norm(y.reshape(*gate.shape), gate)
+    output = mixer.out_proj(y.to(hidden_states.dtype))
+    return (output if order is None else _take(output, order.argsort(dim=1))), conv_state, ssm_state
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    return x.dtype if x.device.type == "mps" else torch.float64  # MPS has no float64
+
+
+def _take(x: Tensor, index: Tensor) -> Tensor:
+    """x: [batch, seq, channels], index: [batch, n]; returns [batch, n, channels]."""
+    return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
+
+
+def _kept_tokens(attention_mask: Tensor | None, seq: int) -> Tensor | None:
+    """Which tokens of a step are no padding: bool, [batch, seq]. None where all of them are kept."""
+    if attention_mask is None or attention_mask.dim() != 2:
+        return None
+    kept = attention_mask[:, -seq:] != 0
+    return None if _known(kept) and bool(kept.all()) else kept
+
+
+def _starts_with_padding(kept: Tensor) -> bool:
+    """Whether all padding stands at the start of its row, where zeros do no harm."""
+    return _known(kept) and bool((kept[:, 1:] >= kept[:, :-1]).all())
+
+
+def _known(x: Tensor) -> bool:
+    """Whether a branch may depend on the values of x."""
+    return x.device.type != "meta" and not torch.compiler.is_compiling()
+
+
+def _no_autocast(device_type: str) -> Any:
+    """Autocast would run the matrix products of the scan in 16 bits."""
+    return nullcontext() if device_type == "meta" else torch.autocast(device_type, enabled=False)
+
+
+@contextmanager
+def _loaded(module: Any) -> Iterator[None]:
+    """Bring in the weights of a module that accelerate offloaded; its hook runs only when it is called."""
+    hook = getattr(module, "_hf_hook", None) if module.weight.device.type == "meta" else None
+    if hook is not None:
+        hook.pre_forward(module)
+    try:
+        yield
+    finally:
+        if hook is not None:
+            hook.post_forward(module, ())
