@@ -91,17 +91,19 @@ def hub_layout(
     layout = plan(stored.names, SharingMap.from_config(model.config), where=stored.where)
     if layout.is_identity:
         return None
-    layout, computed, divergences = layout.resolve(stored.read, settings().divergent)
+    choice = settings().divergent
+    if layout.sharing.model_type == "zamba" and choice == "keep":
+        choice = "error"  # one block by definition: there is no config that keeps the copies apart
+    layout, computed, divergences = layout.resolve(stored.read, choice)
     if divergences:
-        _tell(divergences, stored.where)
+        _tell(divergences, choice, stored.where)
     if layout.sharing != SharingMap.from_config(model.config):
         untie(model)
     take = stored.lazy if lazy else stored.read
     return {name: computed[name] if name in computed else take(source) for name, source in layout.sources.items()}
 
 
-def _tell(divergences: list[Divergence], where: str | None) -> None:
-    choice = settings().divergent
+def _tell(divergences: list[Divergence], choice: str, where: str | None) -> None:
     done = {
         "keep": "every position keeps its own copy (num_mem_blocks = number of positions, more memory)",
         "first": "the copy of the first layer is used",

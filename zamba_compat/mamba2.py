@@ -68,7 +68,7 @@ def scan(
         # Above the diagonal the exponent is positive and may overflow: masked before exp, so that no inf * 0
         # appears, here or in the gradient.
         decay = between.masked_fill(future[:length, :length], -torch.inf).exp()
-        scores = (c @ b.mT)[:, :, None] * decay.unflatten(1, (groups, per_group))
+        scores = (c @ b.mT)[:, :, None] * decay.view(batch, groups, per_group, length, length)
         y = (scores.flatten(1, 2) @ inputs.transpose(1, 2)).transpose(1, 2)
 
         if state is not None:

@@ -68,9 +68,9 @@ def mixed(mixer: Any, hidden_states: Any, cache: Any, attention_mask: Any, read:
     from zamba_compat.mamba2 import mixer_forward
 
     conv_state, ssm_state = (None, None) if cache is None else read(cache, mixer.layer_idx)
-    if torch.is_grad_enabled() and ssm_state is not None:
+    if ssm_state is not None and torch.is_grad_enabled():
         # The cache is written in place, and the graph still needs what it held.
-        conv_state, ssm_state = conv_state.clone(), ssm_state.clone()
+        ssm_state = ssm_state.clone()
     output, conv_state, ssm_state = mixer_forward(
         mixer, hidden_states, conv_state=conv_state, ssm_state=ssm_state, attention_mask=attention_mask
     )

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from conformance.helpers import assert_close, load
+from conformance.helpers import case as make_case
 from support import synthetic
 from torch import Tensor
 
@@ -16,7 +17,7 @@ PROMPTS = (3, 16, 37)  # below, at and beyond chunk_size 16
 
 @pytest.fixture(params=["1.2B", "2.7B", "7B"])
 def case(request: pytest.FixtureRequest) -> synthetic.Case:
-    return synthetic.case(request.param, length=46)
+    return make_case(request.param, length=46)
 
 
 @pytest.fixture
@@ -139,6 +140,6 @@ def test_gradients_add_up_over_the_uses_of_a_block(model: Any, case: synthetic.C
     model(ids, use_cache=False).logits.square().mean().backward()
     state = {name: tensor.double() for name, tensor in case.state.items()}
     state[key].requires_grad_()
-    synthetic.forward.__wrapped__(state, case.config, ids).square().mean().backward()
+    synthetic.forward(state, case.config, ids).square().mean().backward()
     got = dict(model.named_parameters(remove_duplicate=False))[key].grad
     assert_close(got, state[key].grad, 1e-4)

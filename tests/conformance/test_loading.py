@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from conformance.helpers import LENGTHS, assert_close, distinct_parameters, lay_out, load, logits, relative, shared_storages
+from conformance.helpers import case as make_case
 from support import synthetic
 
 LAYOUTS = ("hub", "expanded", "later-layer", "split")
@@ -16,7 +17,7 @@ CASES = [(p, layout) for p in synthetic.PATTERNS for layout in LAYOUTS if p != "
 
 @pytest.mark.parametrize(("pattern", "layout"), CASES)
 def test_logits_and_sharing(pattern: str, layout: str, tmp_path: Path) -> None:
-    case = synthetic.case(pattern, length=LENGTHS[-1], rope_theta=7000)
+    case = make_case(pattern, length=LENGTHS[-1], rope_theta=7000)
     state = lay_out(case.state, case.config, layout)
     model = load(synthetic.write_checkpoint(tmp_path / "model", state, case.config))
 
@@ -30,9 +31,25 @@ def test_logits_and_sharing(pattern: str, layout: str, tmp_path: Path) -> None:
     assert sum(p.numel() for p in model.parameters()) == distinct_parameters(model)
 
 
+@pytest.mark.parametrize("pattern", synthetic.PUBLISHED)
+def test_time_steps_are_not_limited(pattern: str, tmp_path: Path) -> None:
+    """time_step_min draws the initial dt_bias; the models were trained without a lower limit of dt."""
+    case = make_case(pattern, time_step_min=0.001)
+    model = load(synthetic.write_checkpoint(tmp_path / "model", case.state, case.config))
+    assert_close(logits(model, case.ids), case.logits)
+
+
+def test_a_time_step_limit_is_applied(tmp_path: Path) -> None:
+    case = make_case("7B", time_step_limit=(0.002, 0.03))
+    assert relative(case.logits, make_case("7B").logits) > 1e-3
+    config = {**case.config, "time_step_limit": [0.002, 0.03]}
+    model = load(synthetic.write_checkpoint(tmp_path / "model", case.state, config))
+    assert_close(logits(model, case.ids), case.logits)
+
+
 @pytest.mark.parametrize("pattern", ["2.7B", "7B", "three-blocks"])
 def test_adapters_in_another_blocks_slots(pattern: str, tmp_path: Path) -> None:
-    case = synthetic.case(pattern)
+    case = make_case(pattern)
     state = synthetic.to_partial(case.state, case.config, "wrong-slots")
     model = load(synthetic.write_checkpoint(tmp_path / "model", state, case.config))
     assert_close(logits(model, case.ids), case.logits)
@@ -41,7 +58,7 @@ def test_adapters_in_another_blocks_slots(pattern: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("pattern", ["1.2B", "7B"])
 @pytest.mark.parametrize("layout", ["hub", "expanded", "later-layer"])
 def test_nothing_missing_nothing_unexpected(pattern: str, layout: str, tmp_path: Path) -> None:
-    case = synthetic.case(pattern)
+    case = make_case(pattern)
     directory = synthetic.write_checkpoint(tmp_path / "model", lay_out(case.state, case.config, layout), case.config)
     _, info = load_with_info(directory)
     assert not info["missing_keys"]
@@ -57,7 +74,7 @@ def load_with_info(directory: Path):
 @pytest.mark.parametrize("layout", ["hub", "expanded", "later-layer"])
 @pytest.mark.parametrize("format", ["safetensors", "bin"])
 def test_sharded_files(layout: str, format: str, tmp_path: Path) -> None:
-    case = synthetic.case("7B")
+    case = make_case("7B")
     state = lay_out(case.state, case.config, layout)
     directory = synthetic.write_checkpoint(
         tmp_path / "model", state, case.config, max_shard_size=200_000, format=format  # type: ignore[arg-type]
@@ -68,7 +85,7 @@ def test_sharded_files(layout: str, format: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("layout", ["hub", "expanded", "later-layer"])
 def test_bfloat16(layout: str, tmp_path: Path) -> None:
-    case = synthetic.case("7B")
+    case = make_case("7B")
     state = {name: tensor.bfloat16() for name, tensor in lay_out(case.state, case.config, layout).items()}
     directory = synthetic.write_checkpoint(tmp_path / "model", state, case.config)
     model = load(directory, torch_dtype="auto")
@@ -81,7 +98,7 @@ def test_bfloat16(layout: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("auto", ["AutoModel", "AutoModelForSequenceClassification"])
 @pytest.mark.parametrize("layout", ["hub", "later-layer"])
 def test_other_heads(auto: str, layout: str, tmp_path: Path) -> None:
-    case = synthetic.case("7B")
+    case = make_case("7B")
     state = lay_out(case.state, case.config, layout)
     model = load(synthetic.write_checkpoint(tmp_path / "model", state, case.config), auto)
     base = getattr(model, "model", model)
@@ -93,14 +110,14 @@ def test_other_heads(auto: str, layout: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("layout", ["hub", "later-layer"])
 def test_a_base_models_checkpoint(layout: str, tmp_path: Path) -> None:
     """Without the "model." prefix, as AutoModel.save_pretrained writes it."""
-    case = synthetic.case("7B")
+    case = make_case("7B")
     state = {n.removeprefix("model."): t for n, t in lay_out(case.state, case.config, layout).items()}
     model = load(synthetic.write_checkpoint(tmp_path / "model", state, case.config))
     assert_close(logits(model, case.ids), case.logits)
 
 
 def test_untied_word_embeddings_leave_the_blocks_tied(tmp_path: Path) -> None:
-    case = synthetic.case("7B")
+    case = make_case("7B")
     head = torch.flip(case.state["model.embed_tokens.weight"], (0,))
     state = {**case.state, "lm_head.weight": head}
     config = {**case.config, "tie_word_embeddings": False}
@@ -111,7 +128,7 @@ def test_untied_word_embeddings_leave_the_blocks_tied(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("words", ["older", "newer"])
 def test_config_dialects(words: str, tmp_path: Path) -> None:
-    case = synthetic.case("7B", rope_theta=300)
+    case = make_case("7B", rope_theta=300)
     config = dict(case.config)
     if words == "newer":
         config["layers_block_type"] = [
@@ -124,7 +141,7 @@ def test_config_dialects(words: str, tmp_path: Path) -> None:
 
 @pytest.mark.ours
 def test_divergent_copies_load_exactly(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    case = synthetic.case("7B")
+    case = make_case("7B")
     divergent = synthetic.to_divergent(case.state, case.config)
     untied, untied_config = synthetic.to_untied(divergent, case.config)
     want = synthetic.forward(untied, untied_config, case.ids)
@@ -146,7 +163,7 @@ def test_divergent_copies_load_exactly(tmp_path: Path, caplog: pytest.LogCapture
 def test_choices_for_divergent_copies(choice: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from zamba_compat.errors import DivergentCopiesError
 
-    case = synthetic.case("7B")
+    case = make_case("7B")
     divergent = synthetic.to_divergent(case.state, case.config)
     directory = synthetic.write_checkpoint(tmp_path / "model", divergent, case.config)
     monkeypatch.setenv("ZAMBA_COMPAT_DIVERGENT", choice)
@@ -169,7 +186,7 @@ def test_choices_for_divergent_copies(choice: str, tmp_path: Path, monkeypatch: 
 def test_no_copy_anywhere_is_an_error(layout: str, tmp_path: Path) -> None:
     from zamba_compat.errors import MissingTensorError
 
-    case = synthetic.case("7B")
+    case = make_case("7B")
     state = synthetic.drop(lay_out(case.state, case.config, layout), "*gate_up_proj_adapter_list.2.1.weight")
     directory = synthetic.write_checkpoint(tmp_path / "model", state, case.config)
     with pytest.raises(MissingTensorError, match=r"adapter_list\.2\.1\.weight \(position 2, layer 5\)"):
@@ -180,7 +197,7 @@ def test_no_copy_anywhere_is_an_error(layout: str, tmp_path: Path) -> None:
 def test_a_state_dict_passed_in(tmp_path: Path) -> None:
     from transformers import AutoConfig, Zamba2ForCausalLM
 
-    case = synthetic.case("7B")
+    case = make_case("7B")
     config = AutoConfig.from_pretrained(synthetic.write_checkpoint(tmp_path / "model", case.state, case.config))
     state = synthetic.to_partial(case.state, case.config, "later-layer")
     model = Zamba2ForCausalLM.from_pretrained(None, config=config, state_dict=state).eval()

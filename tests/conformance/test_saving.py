@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from conformance.helpers import lay_out, load, logits
+from conformance.helpers import case as make_case
 from safetensors import safe_open
 from support import synthetic
 
@@ -23,7 +24,7 @@ def stored_names(directory: Path) -> list[str]:
 @pytest.mark.parametrize("pattern", [p for p in synthetic.PATTERNS if p != "single-use"])
 @pytest.mark.parametrize("layout", ["hub", "expanded"])
 def test_saved_once_and_bit_equal(pattern: str, layout: str, tmp_path: Path) -> None:
-    case = synthetic.case(pattern)
+    case = make_case(pattern)
     model = load(synthetic.write_checkpoint(tmp_path / "a", lay_out(case.state, case.config, layout), case.config))
     model.save_pretrained(tmp_path / "b")
     assert stored_names(tmp_path / "b") == sorted(case.state)
@@ -32,7 +33,7 @@ def test_saved_once_and_bit_equal(pattern: str, layout: str, tmp_path: Path) -> 
 
 
 def test_sharded_save(tmp_path: Path) -> None:
-    case = synthetic.case("7B")
+    case = make_case("7B")
     model = load(synthetic.write_checkpoint(tmp_path / "a", case.state, case.config))
     model.save_pretrained(tmp_path / "b", max_shard_size="200KB")
     index = json.loads((tmp_path / "b" / "model.safetensors.index.json").read_text())
@@ -41,7 +42,7 @@ def test_sharded_save(tmp_path: Path) -> None:
 
 
 def test_untied_word_embeddings(tmp_path: Path) -> None:
-    case = synthetic.case("7B")
+    case = make_case("7B")
     state = {**case.state, "lm_head.weight": torch.flip(case.state["model.embed_tokens.weight"], (0,))}
     config = {**case.config, "tie_word_embeddings": False}
     model = load(synthetic.write_checkpoint(tmp_path / "a", state, config))
@@ -51,7 +52,7 @@ def test_untied_word_embeddings(tmp_path: Path) -> None:
 
 
 def test_config_in_words_every_release_reads(tmp_path: Path) -> None:
-    case = synthetic.case("7B", rope_theta=300)
+    case = make_case("7B", rope_theta=300)
     model = load(synthetic.write_checkpoint(tmp_path / "a", case.state, case.config))
     model.save_pretrained(tmp_path / "b")
     config = json.loads((tmp_path / "b" / "config.json").read_text())
@@ -64,7 +65,7 @@ def test_config_in_words_every_release_reads(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("loads", [1, 3])
 def test_long_context_survives_saving(loads: int, tmp_path: Path) -> None:
-    case = synthetic.case("7B", use_long_context=True, length=41)
+    case = make_case("7B", use_long_context=True, length=41)
     directory = synthetic.write_checkpoint(tmp_path / "0", case.state, case.config)
     for step in range(loads):
         model = load(directory)

@@ -27,7 +27,17 @@ else:
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 VERSION = re.findall(r'^__version__ = "(.+)"$', (ROOT / "zamba_compat/__init__.py").read_text(), re.MULTILINE)
-NOT_SOURCE = (".*", "__pycache__", "*.egg-info", "build", "dist")
+NOT_SOURCE = (
+    ".*cache",
+    ".git",
+    ".hypothesis",
+    ".overlays",
+    ".venv*",
+    "*.egg-info",
+    "build",
+    "dist",
+    "__pycache__",
+)
 
 # What `import zamba_compat` may need besides the standard library.
 LIGHT = ("packaging", "wrapt")

@@ -149,13 +149,17 @@ def state(registry: Registry) -> dict[str, str]:
 
 
 def refused(*parts: str, name: str = LEAF) -> AdapterError:
+    """The error of an import that is refused."""
+    errors: list[AdapterError] = []
     for _ in range(2):  # the second attempt must not slip through
         with pytest.raises(AdapterError) as caught:
             load(name)
+        errors.append(caught.value)
         for part in parts:
             assert part in str(caught.value)
         assert name not in sys.modules
-    return caught.value
+    assert errors[0] is not errors[1]
+    return errors[1]
 
 
 def broken(original: Any) -> Any:

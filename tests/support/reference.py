@@ -65,7 +65,6 @@ def forward(
     return forward_with_states(state, config, input_ids, attention_mask, dtype)[0]
 
 
-@torch.no_grad()
 def forward_with_states(
     state: State,
     config: Config,
@@ -102,8 +101,8 @@ def hybrid_layers(config: Config) -> list[int]:
 
 
 def layer_kinds(config: Config) -> Sequence[str]:
-    """"hybrid" or something else for every layer; v1 configs may give a period and an offset instead."""
-    kinds = config.get("layers_block_type") or config.get("layer_types")
+    """For every layer "hybrid" or something else; v1 configs may give a period and an offset instead."""
+    kinds: Sequence[str] | None = config.get("layers_block_type") or config.get("layer_types")
     if kinds is None and config["model_type"] == "zamba":
         period, offset = config.get("attn_layer_period", 6), config.get("attn_layer_offset", 4)
         rest = range(config["num_hidden_layers"] - 3)
@@ -149,8 +148,7 @@ def _row(weights: _Weights, config: Config, ids: Tensor) -> tuple[Tensor, list[M
     eps = config.get("rms_norm_eps", 1e-5)
 
     embedding = weights["model.embed_tokens.weight"]
-    embedded = embedding[ids]
-    hidden = embedded
+    hidden = embedded = embedding[ids]
     states = []
     for layer in range(config["num_hidden_layers"]):
         here = weights.at(f"model.layers.{layer}")
@@ -179,10 +177,6 @@ def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return weight * _unit(x, eps)
 
 
-def _act(name: str, x: Tensor) -> Tensor:
-    return {"gelu": F.gelu, "silu": F.silu}[name](x)
-
-
 def _block(weights: _Weights, config: Config, hidden: Tensor, embedded: Tensor, position: int) -> Tensor:
     """A shared block: attention over [hidden, embedded], then a gated MLP, with no residual inside."""
     eps = config.get("rms_norm_eps", 1e-5)
@@ -195,7 +189,8 @@ def _block(weights: _Weights, config: Config, hidden: Tensor, embedded: Tensor, 
     else:
         gate_up = mlp.linear("gate_up_proj", x) + mlp.adapter("gate_up_proj_adapter_list", position, x)
         gate, up = gate_up.chunk(2, -1)
-    return mlp.linear("down_proj", _act(config.get("hidden_act", "gelu"), gate) * up)
+    activation = F.silu if config.get("hidden_act") == "silu" else F.gelu
+    return mlp.linear("down_proj", activation(gate) * up)
 
 
 def _attention(weights: _Weights, config: Config, x: Tensor, position: int) -> Tensor:

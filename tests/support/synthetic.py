@@ -1,9 +1,9 @@
 """Small Zamba2 and Zamba (v1) checkpoints: configs, random weights, and every layout they come in.
 
-The weights are drawn so that mistakes show in the logits and rounding does not. Mamba states last for hundreds
-of tokens, the smallest time steps lie below time_step_min, blocks and adapters differ strongly, attention is
-sharp enough for the rotary embedding to matter, and the final norm has random signs so that greedy decoding
-does not just repeat the last token. test_reference.py measures all that.
+The weights are drawn so that mistakes show in the logits and rounding does not. Mamba states last for
+hundreds of tokens, the smallest time steps lie below time_step_min, blocks and adapters differ strongly,
+attention is sharp enough for the rotary embedding to matter, and the final norm has random signs so that
+greedy decoding does not just repeat the last token. test_reference.py measures all that.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ _1B: Config = {"num_mem_blocks": 1, "mamba_d_state": 12, **_ATTENTION_ADAPTERS}
 _3B: Config = {"num_mem_blocks": 2}
 _7B: Config = {"num_mem_blocks": 2, "mamba_ngroups": 2, "use_mem_rope": True}
 
-# Number of layers, hybrid layers, entries of config.json. The published ones are shortened but keep what trips
-# implementations in 2.7B and 7B: layer % 2 is not position % 2, and one block has a use more than the other.
+# Number of layers, hybrid layers, entries of config.json. The published ones are shortened but keep what
+# trips implementations in 2.7B and 7B: layer % 2 is not position % 2, and block 0 has one use more.
 _PATTERNS: dict[str, tuple[int, tuple[int, ...], Config]] = {
     "1.2B": (7, (1, 3, 5), _1B),
     "2.7B": (11, (2, 4, 6, 7, 9), _3B),
@@ -243,7 +243,7 @@ def _time_steps(mixer: str, shape: tuple[int, ...], seed: int) -> Tensor:
 
 
 def _draw(key: str, shape: tuple[int, ...], config: Config, seed: int) -> Tensor:
-    """The values of one tensor, float64. They depend on seed, key and shape alone."""
+    """The values of one tensor, float64; the other tensors of the model make no difference."""
     generator = _generator(seed, key)
     normal = torch.randn(shape, generator=generator, dtype=torch.float64)
     mixer, _, name = key.rpartition(".")
@@ -273,14 +273,12 @@ def _draw(key: str, shape: tuple[int, ...], config: Config, seed: int) -> Tensor
 
 
 def make_state(config: Config, seed: int = 0, dtype: torch.dtype = torch.float32) -> State:
-    """Random weights in the hub layout: every block once, at the first layer that uses it; never an lm_head."""
+    """Random weights in the hub layout: every block at the first layer that uses it, and no lm_head."""
     return {key: _draw(key, shape, config, seed).to(dtype) for key, shape in _hub_shapes(config).items()}
 
 
 _BLOCK_KEY = re.compile(r"model\.layers\.(\d+)\.(shared_transf(?:ormer)?)\.(.+)")
 _ADAPTER = re.compile(r"_adapter_list\.(\d+)\.")
-
-
 
 
 def to_expanded(state: State, config: Config) -> State:
@@ -381,7 +379,7 @@ def write_checkpoint(
             shards.append({})
         shards[-1][key] = tensor
     stem = "model" if format == "safetensors" else "pytorch_model"
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         name = f"{stem}.{format}" if len(shards) == 1 else f"{stem}-{number:05}-of-{len(shards):05}.{format}"
         if format == "safetensors":
@@ -389,7 +387,7 @@ def write_checkpoint(
         else:
             torch.save(shard, directory / name)
         weight_map |= dict.fromkeys(shard, name)
-    if len(shards) > 1 if index is None else index:
+    if index or (index is None and len(shards) > 1):
         content = {"metadata": {"total_size": _size(state.values())}, "weight_map": weight_map}
         _write_json(directory / f"{stem}.{format}.index.json", content)
     return directory

@@ -78,6 +78,7 @@ def sensitivity_report(config: Config, state: State, chunk_size: int = 16) -> di
     adapters = [key.removeprefix(prefixes[0]) for key in state if "_adapter_list.0.0." in key]
     pairs = [pair for positions in uses for pair in pairwise(positions)] or list(pairwise(range(len(hybrid))))
     for adapted in (key.removesuffix("_adapter_list.0.0.weight") for key in adapters):
+
         def prefix(p: int, adapted: str = adapted) -> str:
             return f"{prefixes[p % len(uses)]}{adapted}_adapter_list.{p}."
 
@@ -309,4 +310,4 @@ def test_agrees_with_transformers(pattern: str, chunk_size: int, tmp_path: Path)
     for length in lengths:
         with torch.no_grad():
             got = model(ids[:, :length], use_cache=False).logits
-        assert relative_difference(got, logits[:, :length]) < 2e-6
+        assert relative_difference(got, logits[:, :length]) < 5e-6

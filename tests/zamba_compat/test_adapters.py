@@ -251,6 +251,7 @@ def test_status_is_plain_data(make_registry: Any) -> None:
             "targets": [f"{LEAF}:scan", f"{LEAF}:load"],
         }
     ]
+    assert isinstance(registry.status()[0].as_dict()["targets"], list)
     assert not any(name.startswith("zlib_fake") for name in sys.modules)
 
 

@@ -204,6 +204,23 @@ def test_zamba_shares_one_block() -> None:
     assert len(sharing.expanded_keys()) - len(sharing.hub_keys()) == 2 * 9
 
 
+def biased(settings: dict[str, Any]) -> set[str]:
+    """The modules that have a bias, without their place in the model."""
+    keys = [key for key in SharingMap.from_config(settings).hub_keys() if key.endswith(".bias")]
+    return {".".join(key.split(".")[-3:-1]) for key in keys}
+
+
+def test_biases_follow_the_config() -> None:
+    shape = PUBLISHED["7B"]
+    assert biased(config(*shape)) == {"mamba.conv1d"}
+    assert biased(config(*shape, use_conv_bias=False)) == {"mamba.conv1d"}  # the models ignore this flag
+    linears = {"mamba.in_proj", "mamba.out_proj", "feed_forward.gate_up_proj", "feed_forward.down_proj"}
+    assert biased(config(*shape, add_bias_linear=True)) == {"mamba.conv1d", *linears}
+    assert biased(zamba(10)) == biased(zamba(10, add_bias_linear=True)) == {"mamba.conv1d"}
+    assert biased(zamba(10, mamba_conv_bias=False)) == set()
+    assert biased(zamba(10, mamba_proj_bias=True)) == {"mamba.conv1d", "mamba.in_proj", "mamba.out_proj"}
+
+
 def test_maps_are_values() -> None:
     same = SharingMap.from_config(config(*PUBLISHED["7B"], hidden_size=99))
     other = SharingMap.from_config(config(*PUBLISHED["7B"], tie_word_embeddings=False))

@@ -71,15 +71,24 @@ def environment(plan: Plan, paths: Sequence[Path]) -> dict[str, str]:
 
 
 def run_one(plan: Plan, release: str) -> Result | None:
-    """Set one release up and run the suite with it; None if the plan was stopped before it began."""
+    """The result of one release; None if the plan was stopped before it began."""
     if plan._stop.is_set():
         return None
-    start = time.monotonic()
     plan.record(release).unlink(missing_ok=True)
+    start = time.monotonic()
     try:
         paths = plan.setup(release)
     except overlays.OverlayError as error:
-        return Result(release, broke=str(error), seconds=time.monotonic() - start)
+        result = Result(release, broke=str(error), seconds=time.monotonic() - start)
+    else:
+        result = execute(plan, release, paths)
+    if not result.ok and not plan.keep_going:
+        plan._stop.set()
+    return result
+
+
+def execute(plan: Plan, release: str, paths: Sequence[Path]) -> Result:
+    """Run the suite with these folders on the path, and read what was recorded."""
     command = [
         sys.executable, "-m", "pytest", str(plan.suite), "-q", "-p", "no:cacheprovider",
         "-p", "_matrix.recorder", "--record", str(plan.record(release)), "--expect-transformers", release,
@@ -101,11 +110,7 @@ def run_one(plan: Plan, release: str) -> Result | None:
             del plan._running[release]
     seconds = time.monotonic() - start
     result = results.read(release, plan.record(release), status=status, seconds=seconds)
-    if status is None:
-        result = replace(result, broke=f"ended after {plan.timeout:.0f} s")
-    if not result.ok and not plan.keep_going:
-        plan._stop.set()
-    return result
+    return result if status is not None else replace(result, broke=f"ended after {plan.timeout:.0f} s")
 
 
 def end(process: subprocess.Popen[bytes]) -> None:

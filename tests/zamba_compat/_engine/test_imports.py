@@ -24,7 +24,10 @@ def test_disarming_during_the_import_makes_the_hook_inert(library: FakeLibrary, 
     registry = make_registry(adapter("scan", f"{LEAF}:scan"))
     registry.arm()
     run_inside(library, "models/modeling_zamba2", registry.disarm)
-    assert load(LEAF).scan(1) == "stock scan"
+    leaf = load(LEAF)
+    assert leaf.scan(1) == "stock scan"
+    registry.arm()
+    assert leaf.scan(1) == ("scan", "stock scan")
 
 
 def test_disarming_while_a_replacement_is_made_drops_it(make_registry: Any) -> None:

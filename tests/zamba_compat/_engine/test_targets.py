@@ -164,3 +164,4 @@ def test_stamps_functions_only() -> None:
     added = stamp(lambda: 1, None, "x")
     assert getattr(added, MARK) == "x"
     assert not hasattr(added, "__wrapped__")
+    assert stamp(decorated, None, "x").__wrapped__ is plain

@@ -1,0 +1,57 @@
+"""Zamba (v1): one block, shared at every hybrid layer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from conformance.helpers import assert_close, distinct_parameters, lay_out, load, logits
+from conformance.helpers import case as make_case
+from conformance.test_saving import stored_names
+from support import synthetic
+
+# 26 layers: layer 25 starts with the digit of the first hybrid layer, 2.
+DEEP = {"num_hidden_layers": 26, "attn_layer_period": 6, "attn_layer_offset": 4}
+
+
+@pytest.mark.parametrize("layout", ["hub", "expanded", "later-layer", "split"])
+def test_logits_and_sharing(layout: str, tmp_path: Path) -> None:
+    case = make_case(synthetic.ZAMBA1)
+    state = lay_out(case.state, case.config, layout)
+    model = load(synthetic.write_checkpoint(tmp_path / "model", state, case.config))
+    assert_close(logits(model, case.ids), case.logits, 1e-4)
+    assert distinct_parameters(model) == sum(t.numel() for t in case.state.values())
+
+
+def test_a_deep_model_is_tied_throughout(tmp_path: Path) -> None:
+    case = make_case(synthetic.ZAMBA1, length=12, **DEEP)
+    model = load(synthetic.write_checkpoint(tmp_path / "model", case.state, case.config))
+    assert distinct_parameters(model) == sum(t.numel() for t in case.state.values())
+    assert_close(logits(model, case.ids), case.logits, 1e-4)
+
+
+def test_saved_once_and_bit_equal(tmp_path: Path) -> None:
+    case = make_case(synthetic.ZAMBA1)
+    model = load(synthetic.write_checkpoint(tmp_path / "a", case.state, case.config))
+    model.save_pretrained(tmp_path / "b")
+    assert stored_names(tmp_path / "b") == sorted(case.state)
+    assert torch.equal(logits(load(tmp_path / "b"), case.ids), logits(model, case.ids))
+
+
+def test_newer_config_words(tmp_path: Path) -> None:
+    case = make_case(synthetic.ZAMBA1)
+    words = ["linear_attention" if kind == "mamba" else kind for kind in case.config["layers_block_type"]]
+    config = {**case.config, "layers_block_type": words}
+    model = load(synthetic.write_checkpoint(tmp_path / "model", case.state, config))
+    assert_close(logits(model, case.ids), case.logits, 1e-4)
+
+
+@pytest.mark.ours
+def test_divergent_copies_cannot_be_kept(tmp_path: Path) -> None:
+    from zamba_compat.errors import DivergentCopiesError
+
+    case = make_case(synthetic.ZAMBA1)
+    divergent = synthetic.to_divergent(case.state, case.config)
+    with pytest.raises(DivergentCopiesError, match="first"):
+        load(synthetic.write_checkpoint(tmp_path / "model", divergent, case.config))

@@ -1,0 +1,86 @@
+"""The list of adapters holds together, and taking them back leaves no trace."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import zamba_compat
+from zamba_compat.patches import ADAPTERS
+
+ROOT = Path(zamba_compat.__file__).parents[1]
+
+
+def test_every_file_is_listed() -> None:
+    folder = ROOT / "patches" / "transformers"
+    listed = set()
+    for adapter in ADAPTERS:
+        for patch in adapter.patches:
+            if callable(patch.replace):
+                listed.add(Path(patch.replace.__code__.co_filename).name)
+    assert {f.name for f in folder.glob("*.py")} - {"__init__.py"} == listed
+
+
+def test_docstrings_say_what_when_and_until_when() -> None:
+    for file in (ROOT / "patches" / "transformers").glob("[!_]*.py"):
+        text = file.read_text()
+        for word in ("Symptom:", "Upstream:", "Goes:"):
+            assert word in text, f"{file.name} does not say {word}"
+
+
+def test_import_loads_nothing_heavy() -> None:
+    code = (
+        "import sys; before = set(sys.modules); import zamba_compat; after = set(sys.modules) - before;"
+        "heavy = {'torch', 'transformers', 'numpy', 'bitsandbytes', 'accelerate', 'safetensors', 'tokenizers'};"
+        "print(sorted(heavy & after), len(after))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    heavy, _, count = out.strip().rpartition("] ")
+    assert heavy == "["
+    assert int(count) < 150
+
+
+def _owners() -> dict[str, object]:
+    owners = {}
+    for adapter in ADAPTERS:
+        for target in adapter.targets:
+            module, _, path = target.partition(":")
+            try:
+                owner = importlib.import_module(module)
+                for name in path.split(".")[:-1]:
+                    owner = getattr(owner, name)
+            except (ImportError, AttributeError):
+                continue  # not in this release
+            owners[target.rpartition(".")[0]] = owner
+    return owners
+
+
+def test_install_uninstall_install_restores_every_target() -> None:
+    owners = _owners()
+    zamba_compat.uninstall()
+    try:
+        stock = {name: dict(vars(owner)) for name, owner in owners.items()}
+        zamba_compat.install()
+        patched = {name: dict(vars(owner)) for name, owner in owners.items()}
+        assert patched != stock
+        zamba_compat.uninstall()
+        assert {name: dict(vars(owner)) for name, owner in owners.items()} == stock
+    finally:
+        zamba_compat.install()
+    assert {a.name for a in zamba_compat.status() if a.state == "applied"} >= {"zamba2-rehydrate", "zamba2-tie-map"}
+
+
+def test_status_accounts_for_every_adapter() -> None:
+    importlib.import_module("transformers.models.zamba2.modeling_zamba2")
+    importlib.import_module("transformers.models.zamba.modeling_zamba")
+    states = {a.name: a.state for a in zamba_compat.status()}
+    assert set(states) == {a.name for a in ADAPTERS}
+    assert set(states.values()) <= {"applied", "not needed", "armed"}
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS, ids=lambda a: a.name)
+def test_pins_are_within_what_is_tested(adapter) -> None:
+    assert adapter.requires.startswith(("transformers>=", "bitsandbytes>=", "mergekit>="))

@@ -1,0 +1,407 @@
+"""The scan, the convolution and the mixer against the token-by-token recurrence."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from support import reference
+from zamba_compat.mamba2 import MAX_CHUNK, causal_conv, mixer_forward, scan, step, time_step_limit
+
+HEADS, GROUPS, HEAD_DIM, D_STATE, TAPS, HIDDEN = 6, 2, 5, 3, 4, 8
+INNER, CONV_DIM = HEADS * HEAD_DIM, HEADS * HEAD_DIM + 2 * GROUPS * D_STATE
+
+
+class Inputs(dict[str, Any]):
+    """Arguments of `scan`; `at(part)` takes a slice of the sequence."""
+
+    def at(self, part: slice) -> dict[str, Tensor]:
+        return {name: t[:, part] if name in ("x", "dt", "B", "C") else t for name, t in self.items()}
+
+
+def make_inputs(seq: int, batch: int = 2, dtype: torch.dtype = torch.float64) -> Inputs:
+    """Steps and decays with which a state lasts for tens of tokens."""
+    inputs = Inputs(
+        x=torch.randn(batch, seq, HEADS, HEAD_DIM),
+        dt=F.softplus(torch.randn(batch, seq, HEADS) - 2),
+        A=-torch.rand(HEADS),
+        B=torch.randn(batch, seq, GROUPS, D_STATE),
+        C=torch.randn(batch, seq, GROUPS, D_STATE),
+        D=torch.randn(HEADS),
+    )
+    return Inputs({name: tensor.to(dtype) for name, tensor in inputs.items()})
+
+
+def by_token(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> tuple[Tensor, Tensor]:
+    b, c = (t.repeat_interleave(HEADS // GROUPS, 2) for t in (B, C))
+    rows = [
+        reference.selective_scan(x[i], dt[i, ..., None], A[:, None, None], b[i], c[i], D[:, None])
+        for i in range(len(x))
+    ]
+    return torch.stack([y for y, _ in rows]), torch.stack([h for _, h in rows])
+
+
+@pytest.mark.parametrize("seq", [1, 2, 7, 8, 9, 21])
+def test_scan_is_the_recurrence(seq: int) -> None:
+    inputs = make_inputs(seq)
+    for got, want in zip(scan(**inputs, chunk_size=8), by_token(**inputs), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-11, atol=1e-12)
+
+
+def test_scan_in_float32_at_the_default_chunk() -> None:
+    inputs = make_inputs(3 * MAX_CHUNK + 5)
+    y, state = scan(**{name: tensor.float() for name, tensor in inputs.items()})
+    wanted = by_token(**inputs)
+    assert y.dtype == state.dtype == torch.float32
+    assert reference.relative_difference(y, wanted[0]) < 2e-6
+    assert reference.relative_difference(state, wanted[1]) < 2e-6
+
+
+@pytest.mark.parametrize("cut", [1, 8, 13])
+def test_scan_goes_on_from_a_state(cut: int) -> None:
+    inputs = make_inputs(20)
+    first, state = scan(**inputs.at(slice(cut)), chunk_size=8)
+    second, state = scan(**inputs.at(slice(cut, None)), state=state, chunk_size=8)
+    y, final = scan(**inputs, chunk_size=8)
+    torch.testing.assert_close(torch.cat([first, second], 1), y)
+    torch.testing.assert_close(state, final)
+
+
+def test_step_is_a_scan_of_one_token() -> None:
+    inputs = make_inputs(1)
+    state = torch.randn(2, HEADS, HEAD_DIM, D_STATE, dtype=torch.float64)
+    before = state.clone()
+    wanted_y, wanted = scan(**inputs, state=state)
+    token = {name: t[:, 0] if name in ("x", "dt", "B", "C") else t for name, t in inputs.items()}
+    y, after = step(**token, state=state)
+    torch.testing.assert_close(y, wanted_y[:, 0])
+    torch.testing.assert_close(after, wanted)
+    assert torch.equal(state, before)
+    token["D"] = None
+    torch.testing.assert_close(step(**token, state=state)[0], y - inputs["D"][:, None] * inputs["x"][:, 0])
+
+
+def test_scan_without_the_skip() -> None:
+    inputs = make_inputs(9)
+    skip = inputs["D"][:, None] * inputs["x"]
+    y = scan(**inputs)[0]
+    torch.testing.assert_close(scan(**{**inputs, "D": None})[0], y - skip)
+
+
+def test_a_token_with_no_step_leaves_the_state() -> None:
+    inputs = make_inputs(12)
+    inputs["dt"][:, 5:] = 0
+    torch.testing.assert_close(scan(**inputs, chunk_size=4)[1], scan(**inputs.at(slice(5)))[1])
+
+
+def test_fast_decay_neither_overflows_nor_hides_slow_decay_after_it() -> None:
+    """Above the diagonal exp would be infinite; after much elapsed time, float32 cannot tell tokens apart."""
+    inputs = make_inputs(40)
+    inputs["dt"][:, :20] *= 1e4
+    inputs["dt"][:, 20:] *= 1e-2
+    single = {name: tensor.float().requires_grad_() for name, tensor in inputs.items()}
+    y, state = scan(**single)
+    (y.sum() + state.sum()).backward()
+    assert all(tensor.grad is not None and tensor.grad.isfinite().all() for tensor in single.values())
+    wanted_y, wanted = by_token(**inputs)
+    assert reference.relative_difference(y.detach()[:, 21:], wanted_y[:, 21:]) < 2e-6
+    assert reference.relative_difference(state.detach(), wanted) < 2e-6
+
+
+def test_gradients() -> None:
+    inputs = {name: tensor.requires_grad_() for name, tensor in make_inputs(5, batch=1).items()}
+    state = torch.randn(1, HEADS, HEAD_DIM, D_STATE, dtype=torch.float64, requires_grad=True)
+
+    def run(*tensors: Tensor) -> tuple[Tensor, Tensor]:
+        *values, state = tensors
+        return scan(**dict(zip(inputs, values, strict=True)), state=state, chunk_size=2)
+
+    assert torch.autograd.gradcheck(run, (*inputs.values(), state), fast_mode=True)
+    token = [t[:, 0].detach().requires_grad_() if t.dim() > 1 else t for t in inputs.values()]
+    x, dt, a, b, c, d = token
+    assert torch.autograd.gradcheck(
+        lambda *t: step(*t[:5], D=t[5], state=t[6]), (x, dt, a, b, c, d, state), fast_mode=True
+    )
+
+
+class Largest(TorchDispatchMode):
+    """The number of elements of the largest tensor made meanwhile."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        made = result if isinstance(result, tuple | list) else (result,)
+        self.elements = max([self.elements, *(t.numel() for t in made if isinstance(t, Tensor))])
+        return result
+
+
+@pytest.mark.parametrize("seq", [3, 64, 512])
+def test_memory_grows_with_the_sequence_alone(seq: int) -> None:
+    inputs = make_inputs(seq, batch=1)
+    with Largest() as largest:
+        scan(**inputs, chunk_size=16)
+    assert largest.elements <= max(inputs["x"].numel(), HEADS * min(seq, 16) ** 2, HEADS * HEAD_DIM * D_STATE)
+
+
+@pytest.mark.parametrize("seq", [1, 2, 3, 4, 9])
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_causal_conv(seq: int, has_bias: bool) -> None:
+    x, earlier = torch.randn(2, seq, CONV_DIM), torch.randn(2, CONV_DIM, TAPS)
+    weight, bias = torch.randn(CONV_DIM, 1, TAPS), torch.randn(CONV_DIM) if has_bias else None
+    for state in (None, earlier):
+        past = torch.zeros_like(earlier) if state is None else state
+        inputs = torch.cat([past, x.mT], -1)
+        y, after = causal_conv(x, weight, bias, state)
+        wanted = F.conv1d(inputs[..., 1:], weight, bias, groups=CONV_DIM).mT
+        torch.testing.assert_close(y, wanted)
+        assert torch.equal(after, inputs[..., -TAPS:])
+        shorter = causal_conv(x, weight, bias, state, lengths=torch.tensor([seq - 1, seq]))[1]
+        assert torch.equal(shorter[0], inputs[0, :, -TAPS - 1 : -1])
+        assert torch.equal(shorter[1], after[1])
+
+
+def test_causal_conv_keeps_the_state_in_the_dtype_of_its_input() -> None:
+    x = torch.randn(1, 6, CONV_DIM, dtype=torch.bfloat16)
+    y, state = causal_conv(x, torch.randn(CONV_DIM, 1, TAPS), None)
+    assert (y.dtype, state.dtype) == (torch.float32, torch.bfloat16)
+    assert torch.equal(state, x.mT[..., -TAPS:])
+
+
+def test_time_step_limit() -> None:
+    assert time_step_limit(SimpleNamespace()) is None
+    assert time_step_limit(SimpleNamespace(time_step_limit=None, time_step_min=0.5)) is None
+    assert time_step_limit(SimpleNamespace(time_step_limit=[0, 2])) == (0.0, 2.0)
+
+
+class Projection(nn.Module):
+    """A linear layer that has no attribute `weight`, as a quantized or wrapped one may not."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.inside = nn.ModuleDict({"linear": linear})
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.inside["linear"](x)
+        return result
+
+
+class Norm(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(INNER) + 0.5)
+
+    def forward(self, y: Tensor, gate: Tensor) -> Tensor:
+        gated = (y * F.silu(gate.to(y.dtype))).unflatten(-1, (GROUPS, -1))
+        normed = gated * torch.rsqrt(gated.square().mean(-1, keepdim=True) + reference.MIXER_NORM_EPS)
+        return self.weight * normed.flatten(-2)
+
+
+class Mixer(nn.Module):
+    """What `mixer_forward` asks of a Zamba2MambaMixer; some steps are far below time_step_min."""
+
+    def __init__(self, bias: bool = True, chunk_size: int = 8, limit: Any = None) -> None:
+        super().__init__()
+        self.config = SimpleNamespace(time_step_limit=limit, time_step_min=0.001)
+        self.intermediate_size, self.num_heads = INNER, HEADS
+        self.n_groups, self.ssm_state_size, self.chunk_size = GROUPS, D_STATE, chunk_size
+        self.in_proj = Projection(nn.Linear(HIDDEN, INNER + CONV_DIM + HEADS, bias=bias))
+        self.conv1d = nn.Conv1d(CONV_DIM, CONV_DIM, TAPS, groups=CONV_DIM, padding=TAPS - 1)
+        self.act = nn.SiLU()
+        self.dt_bias = nn.Parameter(torch.linspace(-9, -1, HEADS))
+        self.A_log = nn.Parameter(torch.linspace(1, -2, HEADS))
+        self.D = nn.Parameter(torch.rand(HEADS))
+        self.norm = Norm()
+        self.out_proj = Projection(nn.Linear(INNER, HIDDEN, bias=bias))
+        self.double()
+
+
+def by_reference(mixer: Mixer, u: Tensor) -> Tensor:
+    """One row through the reference mixer, float64."""
+    state = {name.replace("inside.linear.", ""): t.detach() for name, t in mixer.named_parameters()}
+    config = {
+        "n_mamba_heads": HEADS,
+        "mamba_ngroups": GROUPS,
+        "mamba_d_state": D_STATE,
+        "mamba_expand": 1,  # it asks for the product alone
+        "hidden_size": INNER,
+        "time_step_limit": mixer.config.time_step_limit,
+    }
+    return reference._mamba2(reference._Weights(state, "", torch.float64), config, u)[0]
+
+
+@pytest.fixture
+def mixer() -> Mixer:
+    return Mixer()
+
+
+def padded(rows: list[Tensor], places: list[list[int]], seq: int) -> tuple[Tensor, Tensor]:
+    """Rows of different lengths at the places given, noise between them; and the mask."""
+    hidden = torch.randn(len(rows), seq, HIDDEN, dtype=torch.float64)
+    mask = torch.zeros(len(rows), seq, dtype=torch.long)
+    for i, (row, place) in enumerate(zip(rows, places, strict=True)):
+        hidden[i, place] = row
+        mask[i, place] = 1
+    return hidden, mask
+
+
+@pytest.mark.parametrize("seq", [1, 2, 4, 7, 8, 9, 20])
+@pytest.mark.parametrize("limit", [None, (0.01, 0.1)])
+def test_mixer_is_the_reference(seq: int, limit: Any) -> None:
+    mixer = Mixer(limit=limit)
+    u = torch.randn(2, seq, HIDDEN, dtype=torch.float64)
+    output, conv_state, ssm_state = mixer_forward(mixer, u)
+    wanted = torch.stack([by_reference(mixer, row) for row in u])
+    torch.testing.assert_close(output, wanted, rtol=1e-10, atol=1e-11)
+    assert conv_state.shape == (2, CONV_DIM, TAPS)
+    assert ssm_state.shape == (2, HEADS, HEAD_DIM, D_STATE)
+
+
+@pytest.mark.parametrize("cuts", [(1,), (2, 3), (9, 10, 11), (8, 13), (3, 20)])
+def test_mixer_goes_on_from_its_states(mixer: Mixer, cuts: tuple[int, ...]) -> None:
+    u = torch.randn(2, 21, HIDDEN, dtype=torch.float64)
+    outputs, conv_state, ssm_state = [], None, None
+    for start, end in zip((0, *cuts), (*cuts, 21), strict=True):
+        output, conv_state, ssm_state = mixer_forward(
+            mixer, u[:, start:end], conv_state=conv_state, ssm_state=ssm_state
+        )
+        outputs.append(output)
+    torch.testing.assert_close(torch.cat(outputs, 1), mixer_forward(mixer, u)[0])
+
+
+@pytest.mark.parametrize("where", ["left", "right", "between", "mixed"])
+def test_rows_come_out_as_without_padding(mixer: Mixer, where: str) -> None:
+    """Noise at the padding, a bias in the projection, and rows beyond chunk_size: none of it may leak."""
+    lengths, seq = (3, 11, 19, 20), 20
+    rows = [torch.randn(n, HIDDEN, dtype=torch.float64) for n in lengths]
+    places = {
+        "left": [list(range(seq - n, seq)) for n in lengths],
+        "right": [list(range(n)) for n in lengths],
+        "between": [sorted(torch.randperm(seq)[:n].tolist()) for n in lengths],
+    }
+    places["mixed"] = [places["left"][0], places["right"][1], places["between"][2], places["left"][3]]
+    hidden, mask = padded(rows, places[where], seq)
+    output, conv_state, ssm_state = mixer_forward(mixer, hidden, attention_mask=mask)
+    # The states too: what follows sees no padding.
+    token = torch.randn(len(rows), 1, HIDDEN, dtype=torch.float64)
+    more = mixer_forward(mixer, token, conv_state=conv_state, ssm_state=ssm_state)[0]
+    for i, row in enumerate(rows):
+        wanted = by_reference(mixer, torch.cat([row, token[i]]))
+        torch.testing.assert_close(output[i, places[where][i]], wanted[:-1], rtol=1e-10, atol=1e-11)
+        torch.testing.assert_close(more[i], wanted[-1:], rtol=1e-10, atol=1e-11)
+
+
+@pytest.mark.parametrize("mask_type", [torch.long, torch.bool, torch.float32])
+def test_padding_in_the_second_turn(mixer: Mixer, mask_type: torch.dtype) -> None:
+    """A mask that covers the past as well, and padding between a row's past and its new tokens."""
+    lengths = ((5, 4), (7, 1), (2, 2), (1, 0))
+    whole = [torch.randn(sum(n), HIDDEN, dtype=torch.float64) for n in lengths]
+    turns = list(zip(whole, lengths, strict=True))
+    first, first_mask = padded(
+        [row[:n] for row, (n, _) in turns], [list(range(7 - n, 7)) for n, _ in lengths], 7
+    )
+    second, second_mask = padded(
+        [row[n:] for row, (n, _) in turns], [list(range(4 - k, 4)) for _, k in lengths], 4
+    )
+    mask = torch.cat([first_mask, second_mask], 1).to(mask_type)
+    _, conv_state, ssm_state = mixer_forward(mixer, first, attention_mask=mask[:, :7])
+    output, conv_state, ssm_state = mixer_forward(
+        mixer, second, conv_state=conv_state, ssm_state=ssm_state, attention_mask=mask
+    )
+    token = torch.randn(4, 1, HIDDEN, dtype=torch.float64)
+    last_mask = torch.cat([mask, torch.ones(4, 1).to(mask_type)], 1)
+    last_mask[3, -1] = 0
+    third, conv_after, ssm_after = mixer_forward(
+        mixer, token, conv_state=conv_state, ssm_state=ssm_state, attention_mask=last_mask
+    )
+    for i, (n, k) in enumerate(lengths):
+        wanted = by_reference(mixer, torch.cat([whole[i], token[i]]))
+        torch.testing.assert_close(output[i, 4 - k :], wanted[n : n + k], rtol=1e-10, atol=1e-11)
+        if i < 3:
+            torch.testing.assert_close(third[i], wanted[-1:], rtol=1e-10, atol=1e-11)
+    assert torch.equal(conv_after[3], conv_state[3])
+    assert torch.equal(ssm_after[3], ssm_state[3])
+
+
+def test_a_mask_of_another_rank_is_left_to_the_attention(mixer: Mixer) -> None:
+    u = torch.randn(1, 5, HIDDEN, dtype=torch.float64)
+    mask = torch.zeros(1, 1, 5, 5, dtype=torch.long)
+    assert torch.equal(mixer_forward(mixer, u, attention_mask=mask)[0], mixer_forward(mixer, u)[0])
+
+
+@pytest.mark.parametrize("where", ["left", "between"])
+def test_padding_stays_out_of_gradients(mixer: Mixer, where: str) -> None:
+    row = torch.randn(11, HIDDEN, dtype=torch.float64)
+    places = list(range(4, 15)) if where == "left" else [0, 1, *range(6, 15)]
+    hidden, mask = padded([row], [places], 15)
+    hidden.requires_grad_()
+    output = mixer_forward(mixer, hidden, attention_mask=mask)[0]
+    output[0, places].square().sum().backward()
+    assert hidden.grad is not None
+    got = {name: p.grad.clone() for name, p in mixer.named_parameters() if p.grad is not None}
+    mixer.zero_grad()
+    mixer_forward(mixer, row[None])[0].square().sum().backward()
+    for name, parameter in mixer.named_parameters():
+        torch.testing.assert_close(got[name], parameter.grad, msg=name)
+    assert not hidden.grad[0, mask[0] == 0].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("seq", [1, 12])
+def test_dtypes(mixer: Mixer, dtype: torch.dtype, seq: int) -> None:
+    u = torch.randn(1, seq, HIDDEN, dtype=torch.float64)
+    wanted = mixer_forward(mixer, u)[0]
+    mixer.to(dtype)
+    output, conv_state, ssm_state = mixer_forward(mixer, u.to(dtype))
+    assert output.dtype == conv_state.dtype == dtype
+    assert ssm_state.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    again = mixer_forward(mixer, u[:, :1].to(dtype), conv_state=conv_state, ssm_state=ssm_state)
+    assert [t.dtype for t in again] == [output.dtype, conv_state.dtype, ssm_state.dtype]
+    torch.testing.assert_close(output.double(), wanted, rtol=0, atol=8 * torch.finfo(dtype).eps)
+
+
+def test_autocast_rounds_the_projections_alone(mixer: Mixer) -> None:
+    mixer.float()
+    u = torch.randn(1, 12, HIDDEN)
+    projected = mixer.in_proj(u)
+    mixer.in_proj.forward = lambda _: projected
+    mixer.out_proj.forward = lambda y: y
+    wanted = mixer_forward(mixer, u)[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(mixer_forward(mixer, u)[0], wanted)
+
+
+def test_an_offloaded_convolution_is_brought_in(mixer: Mixer) -> None:
+    u = torch.randn(1, 5, HIDDEN, dtype=torch.float64)
+    wanted = mixer_forward(mixer, u)[0]
+    here = dict(mixer.conv1d.named_parameters())
+    meta = {name: nn.Parameter(p.to("meta")) for name, p in here.items()}
+    calls: list[str] = []
+
+    def hold(parameters: dict[str, nn.Parameter], call: str) -> None:
+        calls.append(call)
+        for name, parameter in parameters.items():
+            setattr(mixer.conv1d, name, parameter)
+
+    hold(meta, "offload")
+    mixer.conv1d._hf_hook = SimpleNamespace(
+        pre_forward=lambda module: hold(here, "pre"), post_forward=lambda module, output: hold(meta, "post")
+    )
+    assert torch.equal(mixer_forward(mixer, u)[0], wanted)
+    assert calls == ["offload", "pre", "post"]
+    assert mixer.conv1d.weight.device.type == "meta"
+
+
+def test_meta_tensors_have_shapes(mixer: Mixer) -> None:
+    mixer.to("meta")
+    u = torch.empty(2, 20, HIDDEN, device="meta", dtype=torch.float64)
+    mask = torch.ones(2, 20, device="meta")
+    output, conv_state, ssm_state = mixer_forward(mixer, u, attention_mask=mask)
+    assert output.shape == u.shape
+    assert (conv_state.shape, ssm_state.shape) == ((2, CONV_DIM, TAPS), (2, HEADS, HEAD_DIM, D_STATE))
