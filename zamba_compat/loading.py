@@ -66,7 +66,12 @@ class Stored:
 
 
 def hub_layout(
-    model: Any, state_dict: Mapping[str, Any] | None, files: str | Sequence[str] | None, opened: ExitStack, *, lazy: bool
+    model: Any,
+    state_dict: Mapping[str, Any] | None,
+    files: str | Sequence[str] | None,
+    opened: ExitStack,
+    *,
+    lazy: bool,
 ) -> dict[str, Any] | None:
     """What to load `model` from in the hub layout, or None when the checkpoint is in that layout already.
 

@@ -112,7 +112,7 @@ class Plan:
         return self.untied(), {}, divergences
 
     def untied(self) -> Plan:
-        """The plan that keeps every copy: each position its own block, a position without a copy takes the first one."""
+        """The plan that keeps every copy, each position its own block; one without a copy takes the first."""
         sources = {name: stored for name, stored in self.sources.items() if name not in self.groups}
         for key in self.groups:
             adapter = _adapter_of(self.sharing, key)

@@ -10,7 +10,6 @@ Source: Zyphra/transformers_zamba2, modeling_zamba2.py (`blocks[block_count % nu
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import astuple, dataclass, replace
@@ -22,9 +21,7 @@ from zamba_compat.errors import ConfigError
 _STEMS = {"zamba2": "shared_transformer", "zamba": "shared_transf"}
 _ADAPTER = r"(?:feed_forward\.gate_up_proj|self_attn\.linear_[qkv])_adapter_list\.([0-9]+)(?=\.|\Z)"
 _KEYS = {
-    kind: re.compile(
-        rf"((?:.*?\.)?)layers\.(0|[1-9][0-9]{{0,5}})\.{stem}(?:\.(?=.)((?:{_ADAPTER})?.*))?", re.DOTALL
-    )
+    kind: re.compile(rf"((?:.*?\.)?)layers\.(0|[1-9][0-9]{{0,5}})\.{stem}(?:\.(?=.)((?:{_ADAPTER})?.*))?")
     for kind, stem in _STEMS.items()
 }
 
@@ -131,7 +128,9 @@ class SharingMap:
     @cached_property
     def digest(self) -> str:
         """A hex string that is equal for equal maps only, and the same in every process."""
-        return hashlib.sha256(repr(astuple(self)).encode()).hexdigest()
+        from hashlib import sha256  # costs milliseconds, and most runs ask for no digest
+
+        return sha256(repr(astuple(self)).encode()).hexdigest()
 
     def position_of(self, layer: int) -> Position:
         """The position of a hybrid layer. ValueError for any other layer."""

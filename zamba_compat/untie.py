@@ -37,9 +37,7 @@ def untie(model: nn.Module) -> None:
         for owner_name, list_name in ADAPTER_LISTS:
             _keep_only(getattr(getattr(block, owner_name), list_name, None), position.index)
         layer.shared_transformer = block
-    base.config.num_mem_blocks = len(sharing.positions)
-    for owner in (model, base):
-        owner.config.num_mem_blocks = len(sharing.positions)
+    base.config.num_mem_blocks = len(sharing.positions)  # the one config object that all parts of a model hold
     _forget_ties(model, base)
 
 

@@ -31,7 +31,7 @@ def rescaled_theta(config: Any, theta: float) -> float:
     if not (config.use_mem_rope and config.use_long_context):
         return theta
     head_dim = config.attention_head_dim
-    factor = 8 ** (head_dim / (head_dim - 2))
+    factor = float(8 ** (head_dim / (head_dim - 2)))
     times = math.log(theta / PUBLISHED_BASE) / math.log(factor)
     if round(times) >= 1 and math.isclose(times, round(times), abs_tol=1e-6):
         logger.warning(

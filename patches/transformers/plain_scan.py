@@ -61,6 +61,15 @@ def write_numbered(cache: Any, layer: int, conv_state: Any, ssm_state: Any) -> N
     cache.update_recurrent_state(ssm_state, layer)
 
 
+def records_past(cache: Any, layer: int) -> bool:
+    """Whether a cache keeps all inputs of the convolution, to be cropped later.
+
+    Cropping does not bring the state back, so generation never asks for it with Zamba2, and it is left to the
+    release.
+    """
+    return cache is not None and bool(cache.layers[layer].record_past)
+
+
 def mixed(mixer: Any, hidden_states: Any, cache: Any, attention_mask: Any, read: Read, write: Write) -> Any:
     """The mixer's output; a cache, if there is one, has moved on."""
     import torch
@@ -79,11 +88,15 @@ def mixed(mixer: Any, hidden_states: Any, cache: Any, attention_mask: Any, read:
     return output
 
 
-def torch_forward(read: Read, write: Write) -> Callable[[Any], Any]:
+def torch_forward(
+    read: Read, write: Write, leave: Callable[[Any, int], bool] = lambda cache, layer: False
+) -> Callable[[Any], Any]:
     def make(original: Any) -> Any:
         def torch_forward(
             self: Any, input_states: Any, cache_params: Any = None, attention_mask: Any = None
         ) -> Any:
+            if leave(cache_params, self.layer_idx):
+                return original(self, input_states, cache_params, attention_mask)
             return mixed(self, input_states, cache_params, attention_mask, read, write)
 
         return torch_forward
@@ -96,11 +109,10 @@ def forward(original: Any) -> Any:
         self: Any, hidden_states: Any, cache_params: Any = None, attention_mask: Any = None, **kwargs: Any
     ) -> Any:
         # Other devices may run kernels from several sources; without any, this release computes right there
-        # but for dt (adapter zamba2-time-step-limit) and for padding between tokens. A cache that records its
-        # past keeps more than the window of the convolution. Packed sequences are refused without kernels.
-        recording = cache_params is not None and cache_params.layers[self.layer_idx].record_past
+        # but for dt (adapter zamba2-time-step-limit) and for padding between tokens. Packed sequences are
+        # refused without kernels.
         packed = any(kwargs.get(name) is not None for name in ("seq_idx", "cu_seqlens"))
-        if hidden_states.device.type != "cpu" or recording or packed:
+        if hidden_states.device.type != "cpu" or packed or records_past(cache_params, self.layer_idx):
             return original(self, hidden_states, cache_params, attention_mask, **kwargs)
         return mixed(self, hidden_states, cache_params, attention_mask, read_numbered, write_numbered)
 
@@ -132,7 +144,7 @@ ADAPTERS = (
         name="zamba2-plain-scan-numbered-states",
         requires="transformers>=5.14,<5.15",
         target=f"{MIXER}.torch_forward",
-        replace=torch_forward(read_numbered, write_numbered),
+        replace=torch_forward(read_numbered, write_numbered, leave=records_past),
         signature=_TORCH_FORWARD,
         upstream="none known",
         ends="replaced the method",

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from support import synthetic
 from torch import Tensor, nn
+
+from support import synthetic
 
 TOLERANCE = 2e-5  # relative, float32 against the float64 reference
 LENGTHS = (5, 16, 17, 41)  # below, at, just past and well past chunk_size

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+
 from conformance.helpers import assert_close, load
 from conformance.helpers import case as make_case
 from support import synthetic
-from torch import Tensor
 
 PROMPTS = (3, 16, 37)  # below, at and beyond chunk_size 16
 

@@ -7,7 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from conformance.helpers import LENGTHS, assert_close, distinct_parameters, lay_out, load, logits, relative, shared_storages
+
+from conformance.helpers import (
+    LENGTHS,
+    assert_close,
+    distinct_parameters,
+    lay_out,
+    load,
+    logits,
+    relative,
+    shared_storages,
+)
 from conformance.helpers import case as make_case
 from support import synthetic
 

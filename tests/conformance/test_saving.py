@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conformance.helpers import lay_out, load, logits
-from conformance.helpers import case as make_case
 from safetensors import safe_open
+
+from conformance.helpers import case as make_case
+from conformance.helpers import lay_out, load, logits
 from support import synthetic
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from conformance.helpers import assert_close, distinct_parameters, lay_out, load, logits
 from conformance.helpers import case as make_case
 from conformance.test_saving import stored_names

@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import zamba_compat
 from zamba_compat.patches import ADAPTERS
+
+import zamba_compat
 
 ROOT = Path(zamba_compat.__file__).parents[1]
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 import zamba_compat.cli.main
 from support import synthetic
 from zamba_compat.diagnostics import check_shape, report, tying_fault

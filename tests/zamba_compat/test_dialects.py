@@ -106,6 +106,11 @@ def test_every_dialect_says_the_same(config: dict[str, Any], dialect: str) -> No
     assert dialect_of(known) == "classic"
 
 
+def test_the_names_of_the_layer_types_tell_the_fork() -> None:
+    for name in ("m", "g"):
+        assert dialect_of({"layers_block_type": [name]}) == "zyphra-fork"
+
+
 def test_fork_keys_become_those_of_transformers() -> None:
     known = normalise_config({**FORK, "kv_channels": 16})
     assert known == {
@@ -161,6 +166,8 @@ def test_rope_scaling_survives() -> None:
     assert classic["rope_scaling"] == {"rope_type": "linear", "factor": 2.0}
     assert to_release_config(classic, "current")["rope_parameters"] == rope
     assert "rope_scaling" not in to_release_config(classic, "current")
+    older = {**CLASSIC, "rope_scaling": {"type": "linear", "factor": 2.0}}  # the key's name before rope_type
+    assert to_release_config(older, "current")["rope_parameters"] == {**rope, "rope_theta": 5000}
 
 
 def test_rope_parameters_and_torch_dtype_win() -> None:
@@ -273,6 +280,7 @@ def test_reads_a_directory_a_file_and_an_object(tmp_path: Path) -> None:
     for source in (tmp_path, str(tmp_path), path, str(path), Config(), CLASSIC):
         assert read_config(source) == CLASSIC
     assert read_config(CLASSIC) is not CLASSIC
+    assert "Cannot read a config from an object of type type" in refused(Config)
 
 
 @pytest.mark.parametrize("source", [None, 3, b"config.json", dict, object()])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+
 from zamba_compat.errors import ZambaCompatError
 from zamba_compat.settings import configure, settings
 

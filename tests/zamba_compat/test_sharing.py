@@ -296,14 +296,15 @@ def test_hub_and_expanded_hold_the_same_tensors(sharing: SharingMap, prefix: str
 @settings(deadline=None)
 @given(sharing=maps(), data=st.data())
 def test_laws_of_a_key(sharing: SharingMap, data: st.DataObject) -> None:
-    suffix = data.draw(
-        st.sampled_from(sharing.shared_suffixes(data.draw(st.integers(0, sharing.num_blocks - 1))))
-    )
+    block = data.draw(st.integers(0, sharing.num_blocks - 1))
+    suffix = data.draw(st.sampled_from(sharing.shared_suffixes(block)))
     layer = data.draw(st.sampled_from(sharing.hybrid_layers))
     ending = data.draw(st.sampled_from(["", ".absmax", ".quant_state.bitsandbytes__nf4"]))
     key = f"model.layers.{layer}.{sharing.stem}.{suffix}{ending}"
     canonical, aliases = sharing.canonical_key(key), sharing.aliases(key)
     assert sharing.canonical_key(canonical) == canonical == aliases[0]
+    if "_adapter_list." in suffix:
+        assert sharing.layer_of(canonical) == sharing.canonical_layer(block)
     assert sharing.is_misplaced(key) == (key not in aliases)
     assert not any(sharing.is_misplaced(alias) for alias in aliases)
     assert all(sharing.aliases(alias) == aliases for alias in aliases)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from support import synthetic
 from zamba_compat.untie import untie
 

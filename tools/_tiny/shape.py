@@ -7,7 +7,6 @@ groups, adapters on the MLP only, tied embeddings, hybrid layers at irregular sp
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 
 @dataclass(frozen=True)

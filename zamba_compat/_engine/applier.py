@@ -80,7 +80,7 @@ class Applier:
         with self.lock:
             if generation != self.generation:
                 return
-            if executed or self.seen.get(name, module) is not module:
+            if executed:
                 self.journal.forget(name)
                 self.seen.pop(name, None)
         for library, adapters in self._libraries.items():

@@ -129,8 +129,7 @@ def stamp(replacement: Any, original: Any, adapter: str) -> Any:
     if callable(original) and not isinstance(original, type):
         functools.update_wrapper(copy, original, updated=())
         for name, value in getattr(original, "__dict__", {}).items():
-            if name not in ("__wrapped__", "__signature__"):
-                copy.__dict__.setdefault(name, value)
+            copy.__dict__.setdefault(name, value)
     setattr(copy, MARK, adapter)
     return copy
 

@@ -114,7 +114,9 @@ class NumberedCache:
         (NumberedCache, plain_scan.read_numbered, plain_scan.write_numbered),
     ],
 )
-def test_states_survive_a_cache(make: Callable[[], Any], read: plain_scan.Read, write: plain_scan.Write) -> None:
+def test_states_survive_a_cache(
+    make: Callable[[], Any], read: plain_scan.Read, write: plain_scan.Write
+) -> None:
     cache = make()
     assert read(cache, 3) == (None, None)
     for _ in range(3):
@@ -137,8 +139,8 @@ def case(request: pytest.FixtureRequest) -> synthetic.Case:
 def loaded(case: synthetic.Case, armed: bool, tmp_path_factory: pytest.TempPathFactory) -> Any:
     from transformers import AutoModelForCausalLM
 
-    directory = tmp_path_factory.mktemp("model")
-    return AutoModelForCausalLM.from_pretrained(synthetic.write_checkpoint(directory, case.state, case.config))
+    directory = synthetic.write_checkpoint(tmp_path_factory.mktemp("model"), case.state, case.config)
+    return AutoModelForCausalLM.from_pretrained(directory)
 
 
 @pytest.fixture
@@ -194,7 +196,7 @@ def test_two_turns_of_a_padded_batch(model: Any, case: synthetic.Case) -> None:
 
 @pytest.mark.parametrize("beams", [1, 3])
 def test_generated_text(model: Any, case: synthetic.Case, beams: int) -> None:
-    """With cache as without, in a left-padded batch as alone, greedy as the reference, from embeddings as from ids."""
+    """With a cache as without, in a padded batch as alone, from embeddings as from ids."""
     settings = {
         "max_new_tokens": 6,
         "min_new_tokens": 6,
@@ -229,7 +231,7 @@ def test_gradients(model: Any, case: synthetic.Case) -> None:
     (model(ids, use_cache=False).logits * weights).sum().backward()
     parameters = dict(model.named_parameters(remove_duplicate=False))
     compared = [name for name in exact if ".mamba." in name or "embed_tokens" in name]
-    assert len(compared) > 60
+    assert len(compared) > 50
     for name in compared:
         assert off(parameters[name].grad, exact[name].grad) < 2e-5, name
 
@@ -265,8 +267,8 @@ def test_kernels_get_the_same_limit(model: Any) -> None:
     mixer = model.model.layers[0].mamba
     assert mixer.time_step_limit in (None, (0.0, float("inf")))
     config = copy.deepcopy(model.config)
-    config.time_step_limit = (0.5, 2)
-    assert tuple(type(mixer)(config, layer_idx=0).time_step_limit) == (0.5, 2)
+    config.time_step_limit = (0.5, 2.0)
+    assert tuple(type(mixer)(config, layer_idx=0).time_step_limit) == (0.5, 2.0)
 
 
 def test_a_bfloat16_model_keeps_its_state_in_float32(model: Any, case: synthetic.Case) -> None:
@@ -279,10 +281,25 @@ def test_a_bfloat16_model_keeps_its_state_in_float32(model: Any, case: synthetic
     assert state.dtype == torch.float32
 
 
-def test_a_cache_can_be_used_again(model: Any, case: synthetic.Case) -> None:
+def test_a_hybrid_cache_can_be_used_again(model: Any, case: synthetic.Case) -> None:
     cache = run(model, case.ids[:, 20:40]).past_key_values
+    if not hasattr(cache, "ssm_states"):
+        pytest.skip("this release has another cache")
     cache.reset()
     assert off(run(model, case.ids[:, :20], cache).logits, case.logits[:, :20]) < TOLERANCE
+
+
+def test_reset_leaves_nothing() -> None:
+    cache: Any = HybridCache()
+    cache.key_cache = [torch.ones(2, 1, 5, 4)]
+    cache.value_cache = [torch.ones(2, 1, 5, 4)]
+    cache.has_previous_state = True
+    plain_scan.write_hybrid(cache, 3, torch.ones(2, 6, TAPS), torch.ones(2, 2, 3, 5))
+    hybrid_cache_reset.reset(None)(cache)
+    assert not cache.conv_states[3].any()
+    assert not cache.ssm_states[3].any()
+    assert cache.key_cache[0].shape == cache.value_cache[0].shape == (2, 0)
+    assert plain_scan.read_hybrid(cache, 3) == (None, None)
 
 
 def test_offloaded_weights(model: Any, case: synthetic.Case) -> None:
@@ -295,17 +312,18 @@ def test_offloaded_weights(model: Any, case: synthetic.Case) -> None:
 
 
 def test_a_cache_that_records_its_past(model: Any, case: synthetic.Case) -> None:
-    """It keeps every input of the convolution until it is cropped."""
-    first = run(model, case.ids[:, :9])
-    cache = first.past_key_values
+    """The release itself sees to it: every input of the convolution is kept until the cache is cropped."""
+    cache = run(model, case.ids[:, :9]).past_key_values
     if not hasattr(cache, "activate_past_recording"):
         pytest.skip("no such cache in this release")
     cache.activate_past_recording()
     got = [run(model, case.ids[:, n : n + 3], cache).logits for n in (9, 12)]
-    assert cache.layers[0].conv_states[0].shape[-1] == TAPS + 6
-    if hasattr(type(model.model.layers[0].mamba), "torch_forward"):
-        return  # 5.14: upstream's own scan is wrong here, and a stateful model has no use for it
-    assert off(torch.cat(got, 1), case.logits[:, 9:15]) < 1e-2
+    inputs = cache.layers[0].conv_states[0]
+    assert inputs.shape[-1] > TAPS
+    whole = run(model, case.ids[:, :15]).past_key_values.layers[0].conv_states[0]
+    torch.testing.assert_close(inputs[..., -TAPS:], whole)
+    if not hasattr(type(model.model.layers[0].mamba), "torch_forward"):  # 5.14 is wrong
+        assert off(torch.cat(got, 1), case.logits[:, 9:15]) < TOLERANCE
 
 
 def test_packed_sequences_are_still_refused(model: Any, case: synthetic.Case) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 import threading
 from typing import Any
@@ -43,6 +44,75 @@ def test_disarming_while_a_replacement_is_made_drops_it(make_registry: Any) -> N
     registry.arm()
     leaf = load(LEAF)
     assert (leaf.scan(1), leaf.load("x")) == ("stock scan", "stock load")
+
+
+def test_what_was_dropped_is_applied_at_the_next_arming(make_registry: Any) -> None:
+    registry: Registry
+    calls: list[Any] = []
+
+    def factory(original: Any) -> Any:
+        calls.append(original)
+        if len(calls) == 1:
+            registry.disarm()
+        return lambda x: "mine"
+
+    registry = make_registry(adapter("scan", f"{LEAF}:scan", replace=factory))
+    registry.arm()
+    leaf = load(LEAF)
+    assert leaf.scan(1) == "stock scan"
+    registry.arm()
+    assert leaf.scan(1) == "mine"
+
+
+def test_a_visit_of_an_earlier_arming_changes_nothing(make_registry: Any) -> None:
+    leaf = load(LEAF)
+    registry = make_registry(adapter("scan", f"{LEAF}:scan"))
+    registry.arm()
+    registry._applier.visit(LEAF, leaf, 0, executed=True)
+    assert leaf.scan(1) == ("scan", "stock scan")
+    assert state(registry) == {"scan": "applied"}
+
+
+def test_what_changes_while_a_replacement_is_made_is_not_lost(make_registry: Any) -> None:
+    leaf = load(LEAF)
+    stock = leaf.scan
+
+    def factory(original: Any) -> Any:
+        if original is stock:
+            leaf.scan = lambda x: ("foreign", stock(x))
+        return lambda x: ("mine", original(x))
+
+    registry = make_registry(adapter("scan", f"{LEAF}:scan", replace=factory))
+    registry.arm()
+    assert leaf.scan(1) == ("mine", ("foreign", "stock scan"))
+    registry.disarm()
+    assert leaf.scan(1) == ("foreign", "stock scan")
+
+
+def test_a_module_is_not_done_while_it_is_reloaded(make_registry: Any) -> None:
+    registry: Registry
+    reasons: list[str] = []
+
+    def factory(original: Any) -> Any:
+        reasons.append(registry.status()[0].reason)
+        return lambda x: "mine"
+
+    registry = make_registry(adapter("scan", f"{LEAF}:scan", replace=factory))
+    registry.arm()
+    importlib.reload(load(LEAF))
+    assert reasons == [f"waits for the import of {LEAF}"] * 2
+
+
+def test_a_module_that_puts_another_in_its_place_is_patched_there(
+    library: FakeLibrary, make_registry: Any
+) -> None:
+    library.write(
+        "models/modeling_zamba2",
+        "import sys, types\nother = types.ModuleType(__name__)\nother.scan = lambda x: 'stock scan'\n"
+        "other.__spec__ = __spec__\nsys.modules[__name__] = other",
+    )
+    make_registry(adapter("scan", f"{LEAF}:scan")).arm()
+    assert load(LEAF).scan(1) == ("scan", "stock scan")
 
 
 def test_arming_inside_the_import_of_a_target_waits_for_the_next_chance(

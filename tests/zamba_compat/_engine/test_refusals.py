@@ -52,6 +52,13 @@ def test_a_module_that_is_gone_is_an_error(guard: str, make_registry: Any) -> No
     refused("zlib_fake.integrations.bnb:f is missing: there is no such module", name=guard)
 
 
+def test_a_module_is_not_looked_for_elsewhere(make_registry: Any) -> None:
+    # shared is no package, and a top-level module of the same last name exists
+    registry = make_registry(adapter("gone", f"{SHARED}.json:loads"), adapter("scan", f"{LEAF}:scan"))
+    registry.arm()
+    refused("shared.json:loads is missing: there is no such module")
+
+
 def test_other_parameters_are_an_error(library: FakeLibrary, make_registry: Any) -> None:
     registry = make_registry(adapter("forward", f"{LEAF}:Model.forward", signature=("self", "x", "cache")))
     library.change("models/modeling_zamba2", "x, cache=None", "x, caches=None")
@@ -175,12 +182,12 @@ def test_an_error_of_the_module_itself_is_left_alone(library: FakeLibrary, make_
     assert load(LEAF).scan(1) == ("scan", "stock scan")
 
 
-def test_libraries_fail_apart(library: FakeLibrary, make_registry: Any) -> None:
+@pytest.mark.parametrize("first", [True, False])
+def test_libraries_fail_apart(first: bool, library: FakeLibrary, make_registry: Any) -> None:
     library.distribute("1.0", name="other_fake")
-    registry = make_registry(
-        adapter("gone", f"{SHARED}:gone", requires="other_fake>=1,<2"), adapter("load", f"{SHARED}:load")
-    )
-    registry = make_registry(*registry.adapters, guards=[LEAF])
+    gone = adapter("gone", f"{SHARED}:gone", requires="other_fake>=1,<2")
+    mine = adapter("load", f"{SHARED}:load")
+    registry = make_registry(*((gone, mine) if first else (mine, gone)), guards=[LEAF])
     registry.arm()
     assert load(SHARED).load("x") == ("load", "stock load")
     assert state(registry) == {"gone": "refused", "load": "applied"}

@@ -43,6 +43,7 @@ def test_refuses_a_requirement_that_is_open_or_malformed(requirement: str, what:
         ("lib==5.0.0", "lib"),
         ("lib>=4.49.0rc1,<=5.0.0.post1,!=4.50.*", "lib"),
         ("lib>=0,<1", "lib"),
+        ("lib>=5.0.0,<=5", "lib"),
     ],
 )
 def test_reads_a_bounded_requirement(requirement: str, library: str) -> None:

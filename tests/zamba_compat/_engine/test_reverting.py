@@ -83,6 +83,13 @@ def test_adds_an_attribute_and_deletes_it(make_registry: Any) -> None:
     assert dict(vars(model)) == before
 
 
+def test_a_descriptor_that_a_factory_makes_is_used_as_it_is(make_registry: Any) -> None:
+    model = load(LEAF).Model
+    mine = property(lambda self: "mine", lambda self, value: None)
+    make_registry(adapter("blocks", f"{LEAF}:Model.blocks", replace=lambda original: mine)).arm()
+    assert vars(model)["blocks"] is mine
+
+
 def test_refuses_to_add_what_exists(make_registry: Any) -> None:
     registry = make_registry(adapter("added", f"{LEAF}:scan", add=True))
     registry.arm()
