@@ -13,7 +13,7 @@ from .sharing import SharingMap
 
 LIBRARIES = (
     "torch", "transformers", "accelerate", "bitsandbytes", "safetensors", "tokenizers", "huggingface_hub", "peft",
-    "mergekit", "mamba-ssm", "causal-conv1d", "wrapt", "packaging",
+    "mergekit", "mamba-ssm", "causal-conv1d", "packaging",
 )  # fmt: skip
 
 

@@ -34,8 +34,11 @@ class DivergentCopiesError(CheckpointError):
     """Copies of one shared tensor that are present and different, where they were required to be equal."""
 
 
-class AdapterError(ZambaCompatError, RuntimeError):
-    """An adapter that cannot be applied, or whose target is not what its pin says."""
+class AdapterError(ZambaCompatError):
+    """An adapter that cannot be applied, or whose target is not what its pin says.
+
+    No RuntimeError: lazily importing modules turn one into ModuleNotFoundError and bury the message.
+    """
 
 
 class UnsupportedReleaseError(ZambaCompatError, ImportError):

@@ -9,7 +9,6 @@ Goes:     when every supported release writes and reads the same words.
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from zamba_compat.adapters import Adapter
@@ -19,6 +18,8 @@ MAMBA = {"linear_attention": "mamba"}
 
 def to_json_string(original: Any) -> Any:
     def to_json_string(self: Any, use_diff: bool = True) -> str:
+        import json
+
         config = json.loads(original(self, use_diff=use_diff))
         types = config.pop("layer_types", None) or config.get("layers_block_type")
         if types is not None:

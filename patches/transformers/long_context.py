@@ -12,14 +12,12 @@ Goes:     when upstream rescales in the rotary embedding.
 from __future__ import annotations
 
 import copy
-import logging
 import math
 from typing import Any
 
 from zamba_compat.adapters import Adapter
 
 PUBLISHED_BASE = 10000.0
-logger = logging.getLogger("zamba_compat")
 
 
 def rescaled_theta(config: Any, theta: float) -> float:
@@ -34,7 +32,9 @@ def rescaled_theta(config: Any, theta: float) -> float:
     factor = float(8 ** (head_dim / (head_dim - 2)))
     times = math.log(theta / PUBLISHED_BASE) / math.log(factor)
     if round(times) >= 1 and math.isclose(times, round(times), abs_tol=1e-6):
-        logger.warning(
+        import logging
+
+        logging.getLogger("zamba_compat").warning(
             "rope_theta %.1f is %.0f rescaled %d times for use_long_context, as transformers 4.x saves it; reading it "
             "as %.0f.", theta, PUBLISHED_BASE, round(times), PUBLISHED_BASE,
         )

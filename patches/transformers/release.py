@@ -9,9 +9,7 @@ Goes:     never; the lower bound of NEWER moves with the pins.
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 import importlib.util
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +18,19 @@ from zamba_compat.errors import UnsupportedReleaseError
 
 OLDEST, NEWEST = "4.49.0", "5.23"
 REMEDY = f"Install transformers>={OLDEST.removesuffix('.0')}."
-logger = logging.getLogger("zamba_compat")
 
 
 def release_fault() -> str | None:
     """Why the installed transformers cannot run Zamba2 at all, or None. Nothing is imported."""
+    from importlib.metadata import version
+
     spec = importlib.util.find_spec("transformers")
     if spec is None:
         return f"transformers is not installed. {REMEDY}"
     folders = spec.submodule_search_locations or ()
     if any((Path(folder) / "models" / "zamba2" / "modeling_zamba2.py").exists() for folder in folders):
         return None
-    return f"transformers {importlib.metadata.version('transformers')} has no Zamba2. {REMEDY}"
+    return f"transformers {version('transformers')} has no Zamba2. {REMEDY}"
 
 
 def unknown_architecture(original: Any) -> Any:
@@ -51,23 +50,28 @@ def probed_from_pretrained(original: Any) -> Any:
 
     @functools.wraps(original)
     def from_pretrained(cls: Any, *args: Any, **kwargs: Any) -> Any:
-        version = importlib.metadata.version("transformers")
-        if version not in told:
-            told.add(version)
+        from importlib.metadata import version
+
+        release = version("transformers")
+        if release not in told:
+            told.add(release)
+            import logging
+
             from zamba_compat.diagnostics import check_shape
             from zamba_compat.published import PUBLISHED
 
             faults = [f"{c.shape}: {c.fault}" for c in (check_shape(*item) for item in PUBLISHED.items()) if c.fault]
+            logger = logging.getLogger("zamba_compat")
             if faults:
                 logger.warning(
                     "transformers %s is newer than the adapters (%s) and not supported yet (%s). "
-                    "Install transformers<=%s.*, or a newer zamba-compat.", version, NEWEST, "; ".join(faults), NEWEST,
+                    "Install transformers<=%s.*, or a newer zamba-compat.", release, NEWEST, "; ".join(faults), NEWEST,
                 )
             else:
                 logger.warning(
                     "transformers %s is newer than the adapters (%s), which stay off. It ties the blocks of the "
                     "published shapes right by itself; layouts other than the hub's and the CPU path are untested.",
-                    version, NEWEST,
+                    release, NEWEST,
                 )
         return original(cls, *args, **kwargs)
 

@@ -40,7 +40,7 @@ NOT_SOURCE = (
 )
 
 # What `import zamba_compat` may need besides the standard library.
-LIGHT = ("packaging", "wrapt")
+LIGHT = ("packaging",)
 
 
 def run(*command: object, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -81,7 +81,7 @@ def metadata(wheel: Path) -> Message:
 
 @pytest.fixture(scope="module")
 def bare(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The Python of an environment with the wheel, wrapt and packaging, and nothing else."""
+    """The Python of an environment with the wheel and packaging, and nothing else."""
     home = tmp_path_factory.mktemp("bare")
     return install(wheel, home, borrowed=LIGHT)
 
@@ -143,7 +143,7 @@ def test_metadata(metadata: Message) -> None:
 def test_requirements_have_both_bounds(metadata: Message) -> None:
     required = [Requirement(text) for text in metadata.get_all("Requires-Dist", [])]
     required = [requirement for requirement in required if requirement.marker is None]  # without the extras
-    assert {r.name for r in required} == {"packaging", "safetensors", "torch", "transformers", "wrapt"}
+    assert {r.name for r in required} == {"packaging", "safetensors", "torch", "transformers"}
     for requirement in required:
         assert {bound.operator for bound in requirement.specifier} == {">=", "<"}, requirement
 

@@ -14,7 +14,7 @@ class Shape:
     """Sizes of a Zamba2 model, under the names of transformers' Zamba2Config where it has one.
 
     Every linear layer has in_features divisible by 64, the block size of bitsandbytes' 4-bit types. in_proj has
-    2 * expand * hidden + 2 * groups * d_state + heads output rows; the default's 648 is, like the 10448 and 14704
+    2 * expand * hidden + 2 * groups * d_state + heads output rows; the default's 644 is, like the 10448 and 14704
     of 2.7B and 7B, no multiple of 32.
     """
 
@@ -30,7 +30,7 @@ class Shape:
     mamba_d_conv: int = 4
     mamba_expand: int = 2
     mamba_ngroups: int = 2
-    n_mamba_heads: int = 8
+    n_mamba_heads: int = 4
     rope_theta: int = 10000
     rms_norm_eps: float = 1e-5
     time_step_min: float = 1e-3

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CHUNK = 64
+CHUNK = 32
 
 
 def causal_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
