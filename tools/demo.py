@@ -69,6 +69,7 @@ def use(directory: Path, armed: bool) -> None:
         import zamba_compat  # noqa: F401
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    torch.set_num_threads(1)  # the model is too small to gain from more
     model = AutoModelForCausalLM.from_pretrained(directory, torch_dtype=torch.float32).eval()
     for name in ("base", "tuned"):
         text = (PARENTS / f"text_{name}.txt").read_bytes()

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 Read = Callable[[str], "Tensor"]
 REMEDY_DIVERGENT = (
-    "To tie them again: zamba-compat convert-checkpoint SRC DST --resolve first|mean, "
-    "or zamba_compat.configure(divergent='first'|'mean') before loading."
+    "To tie them again: zamba_compat.configure(divergent='first') or 'mean', or ZAMBA_COMPAT_DIVERGENT=mean in the "
+    "environment, then from_pretrained and save_pretrained."
 )
 
 

@@ -109,8 +109,8 @@ def forward(original: Any) -> Any:
         self: Any, hidden_states: Any, cache_params: Any = None, attention_mask: Any = None, **kwargs: Any
     ) -> Any:
         # Other devices may run kernels from several sources; without any, this release computes right there
-        # but for dt (adapter zamba2-time-step-limit) and for padding between tokens. Packed sequences are
-        # refused without kernels.
+        # but for dt (adapter zamba2-time-step-limit) and for padding between tokens. Packed sequences need
+        # kernels; newer releases refuse them without.
         packed = any(kwargs.get(name) is not None for name in ("seq_idx", "cu_seqlens"))
         if hidden_states.device.type != "cpu" or packed or records_past(cache_params, self.layer_idx):
             return original(self, hidden_states, cache_params, attention_mask, **kwargs)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +147,11 @@ def test_threads_build_a_folder_once(base: dict[str, str], monkeypatch: pytest.M
         together.wait()
         overlays.build("requests", "2.34.2")
 
-    monkeypatch.setattr(overlays, "pip_install", pip)
+    def slow(requirement: str, target: Path) -> None:
+        time.sleep(0.1)
+        pip(requirement, target)
+
+    monkeypatch.setattr(overlays, "pip_install", slow)
     threads = [threading.Thread(target=build) for _ in range(4)]
     for thread in threads:
         thread.start()

@@ -54,8 +54,8 @@ class Plan:
 
 
 # Short windows teach most of it at half the cost; long ones then teach the rest of the context.
-BASE = Plan((Phase(1100, 4, 256), Phase(350, 3, 512)), rate=8e-3, small_rate=5e-3)
-TUNED = Plan((Phase(260, 4, 256), Phase(90, 3, 512)), rate=4e-3, small_rate=2e-3)
+BASE = Plan((Phase(420, 4, 256), Phase(120, 3, 512)), rate=8e-3, small_rate=5e-3)
+TUNED = Plan((Phase(110, 4, 256), Phase(30, 3, 512)), rate=4e-3, small_rate=2e-3)
 
 
 def batches(text: bytes, plan: Plan, seed: int) -> Iterator[Tensor]:

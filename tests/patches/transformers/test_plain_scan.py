@@ -326,8 +326,11 @@ def test_a_cache_that_records_its_past(model: Any, case: synthetic.Case) -> None
         assert off(torch.cat(got, 1), case.logits[:, 9:15]) < TOLERANCE
 
 
-def test_packed_sequences_are_still_refused(model: Any, case: synthetic.Case) -> None:
-    if hasattr(type(model.model.layers[0].mamba), "torch_forward"):
-        pytest.skip("this release does not know packed sequences")
-    with pytest.raises(ValueError, match="packed"):
-        model(case.ids, seq_idx=torch.zeros_like(case.ids, dtype=torch.int32), use_cache=False)
+@pytest.mark.parametrize("name", ["seq_idx", "cu_seqlens"])
+def test_packed_sequences_are_left_to_the_release(name: str) -> None:
+    """Newer ones refuse them without kernels."""
+    calls: list[dict[str, Any]] = []
+    forward = plain_scan.forward(lambda *args, **kwargs: calls.append(kwargs))
+    packed = {name: torch.zeros(1, 5, dtype=torch.int32)}
+    forward(SimpleNamespace(layer_idx=0), torch.zeros(1, 5, 8), **packed)
+    assert calls == [packed]

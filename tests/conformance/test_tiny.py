@@ -1,0 +1,57 @@
+"""The trained pair: perplexity is what it was when they were made, and a mis-tied block wrecks it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from _tiny.perplexity import perplexity
+from conformance.helpers import load
+from safetensors.torch import load_file, save_file
+from support.synthetic import hybrid_layers
+
+TINY = Path(__file__).parents[1] / "fixtures" / "tiny"
+RECORDED = json.loads((TINY / "perplexity.json").read_text())["models"]
+NAMES = ("base", "tuned")
+
+
+def measured(directory: Path, text: str) -> float:
+    model = load(directory, torch_dtype=torch.float32)
+    return perplexity(lambda ids: model(ids, use_cache=False), (TINY / f"text_{text}.txt").read_bytes())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_perplexity_is_as_recorded(name: str) -> None:
+    assert measured(TINY / name, name) == pytest.approx(recorded(name, name), rel=2e-3)
+
+
+def recorded(name: str, text: str) -> float:
+    return RECORDED[name]["perplexity"][text]["perplexity"]
+
+
+def test_swapped_blocks_wreck_it(tmp_path: Path) -> None:
+    config = json.loads((TINY / "base" / "config.json").read_text())
+    first, second = (f"model.layers.{layer}.shared_transformer." for layer in hybrid_layers(config)[:2])
+    swapped: dict[str, Any] = {}
+    for key, tensor in load_file(TINY / "base" / "model.safetensors").items():
+        other = {first: second, second: first}.get(key[: len(first)])
+        shared = other is not None and "adapter_list" not in key
+        swapped[other + key[len(first) :] if shared and other else key] = tensor
+    save_file(swapped, tmp_path / "model.safetensors", {"format": "pt"})
+    shutil.copy(TINY / "base" / "config.json", tmp_path)
+    assert measured(tmp_path, "base") > 1.5 * recorded("base", "base")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_tokenizer_round_trips(name: str) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(TINY / name)
+    text = "def f(x):\n\treturn 'höher' + x  # ½\n"
+    ids = tokenizer(text).input_ids
+    assert ids[0] == tokenizer.bos_token_id and len(ids) == 1 + len(text.encode())
+    assert tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False) == text
