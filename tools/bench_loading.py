@@ -1,6 +1,6 @@
 """Benchmark: what the import costs, and loading 1.2B in bfloat16 stock and after the import, side by side.
 
-    python tools/bench_loading.py [--repeat 3] [--checkpoint DIR]
+python tools/bench_loading.py [--repeat 3] [--checkpoint DIR]
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Write a checkpoint of a published Zamba2 shape with random weights: for benchmarks, nothing is downloaded.
 
-    python tools/make_checkpoint.py 1.2B OUT
-    python tools/make_checkpoint.py 7B OUT --max-shard-size 2GB
+python tools/make_checkpoint.py 1.2B OUT
+python tools/make_checkpoint.py 7B OUT --max-shard-size 2GB
 """
 
 from __future__ import annotations

@@ -38,9 +38,7 @@ REPORTS = ROOT / "build" / "matrix"
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--releases", metavar="LIST", help="these releases, separated by commas")
     which.add_argument("--ci", action="store_true", help="the releases that CI runs")
@@ -48,16 +46,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     which.add_argument("--tally", nargs="+", type=Path, metavar="FILE", help="run nothing; add records up")
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--with-import", dest="mode", action="store_const", const="import", help="the default")
-    mode.add_argument(
-        "--stock", dest="mode", action="store_const", const="stock", help="without zamba_compat"
-    )
+    mode.add_argument("--stock", dest="mode", action="store_const", const="stock", help="without zamba_compat")
     parser.add_argument("--update-expected", action="store_true", help="with --stock: expect what fails now")
     parser.add_argument("--json", type=Path, metavar="FILE", help="put the results into FILE")
     parser.add_argument("--write-readme", action="store_true", help="make the README's table anew")
     parser.add_argument("--keep-going", action="store_true", help="run all releases even if one fails")
-    parser.add_argument(
-        "--jobs", type=int, default=os.cpu_count() or 1, metavar="N", help="releases at a time"
-    )
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, metavar="N", help="releases at a time")
     parser.add_argument("--timeout", type=float, default=1800.0, metavar="S", help="seconds per release")
     parser.add_argument("arguments", nargs="*", metavar="-- ARGUMENT", help="more arguments for pytest")
     parser.set_defaults(mode="import")

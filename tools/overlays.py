@@ -131,9 +131,7 @@ def overlay(version: str) -> tuple[Path, ...]:
         if here is not None and requirement.specifier.contains(here, prereleases=True):
             continue
         if name in chosen:
-            raise OverlayError(
-                f"{wanted_by} requires {requirement}, but {name} {here} was chosen for another"
-            )
+            raise OverlayError(f"{wanted_by} requires {requirement}, but {name} {here} was chosen for another")
         chosen[name] = pinned(requirement, f"{wanted_by} {chosen[wanted_by]}")
         paths[name] = build(name, chosen[name])
         waiting += [(name, r) for r in requirements(paths[name], name)]
@@ -147,9 +145,7 @@ def environment(paths: Iterable[Path], *more: Path) -> dict[str, str]:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     making = commands.add_parser("build", help="set releases up ahead of their use")
     making.add_argument("versions", nargs="*", metavar="VERSION")

@@ -8,7 +8,6 @@ writes DIR/base, DIR/tuned, the held-out texts and perplexity.json. About 8 minu
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import math
 import sys
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from _tiny import ablations, checkpoint, corpus, train, verify
 from _tiny.model import TinyZamba2
 from _tiny.perplexity import WINDOW, perplexity

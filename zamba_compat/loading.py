@@ -117,5 +117,10 @@ def _tell(divergences: list[Divergence], choice: str, where: str | None) -> None
     worst = max(divergences, key=lambda d: d.distance)
     logger.warning(
         "%s: %d shared tensors are stored in copies that differ, by up to %.2g of their norm (%s); %s. %s",
-        where or "state_dict", len(divergences), worst.distance, worst.key, done, REMEDY_DIVERGENT,
+        where or "state_dict",
+        len(divergences),
+        worst.distance,
+        worst.key,
+        done,
+        REMEDY_DIVERGENT,
     )

@@ -17,9 +17,7 @@ from zamba_compat.adapters import Adapter
 
 
 def prepare_inputs_for_generation(original: Any) -> Any:
-    def prepare_inputs_for_generation(
-        self: Any, input_ids: Any, inputs_embeds: Any = None, **kwargs: Any
-    ) -> Any:
+    def prepare_inputs_for_generation(self: Any, input_ids: Any, inputs_embeds: Any = None, **kwargs: Any) -> Any:
         return original(self, input_ids, inputs_embeds=inputs_embeds, **kwargs)
 
     # Otherwise the replacement shows the original's parameters.

@@ -36,7 +36,11 @@ def rescaled_theta(config: Any, theta: float) -> float:
 
         logging.getLogger("zamba_compat").warning(
             "rope_theta %.1f is %.0f rescaled %d times for use_long_context, as transformers 4.x saves it; reading it "
-            "as %.0f.", theta, PUBLISHED_BASE, round(times), PUBLISHED_BASE,
+            "as %.0f.",
+            theta,
+            PUBLISHED_BASE,
+            round(times),
+            PUBLISHED_BASE,
         )
         theta = PUBLISHED_BASE
     return theta * factor

@@ -92,9 +92,7 @@ def torch_forward(
     read: Read, write: Write, leave: Callable[[Any, int], bool] = lambda cache, layer: False
 ) -> Callable[[Any], Any]:
     def make(original: Any) -> Any:
-        def torch_forward(
-            self: Any, input_states: Any, cache_params: Any = None, attention_mask: Any = None
-        ) -> Any:
+        def torch_forward(self: Any, input_states: Any, cache_params: Any = None, attention_mask: Any = None) -> Any:
             if leave(cache_params, self.layer_idx):
                 return original(self, input_states, cache_params, attention_mask)
             return mixed(self, input_states, cache_params, attention_mask, read, write)

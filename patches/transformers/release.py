@@ -65,13 +65,18 @@ def probed_from_pretrained(original: Any) -> Any:
             if faults:
                 logger.warning(
                     "transformers %s is newer than the adapters (%s) and not supported yet (%s). "
-                    "Install transformers<=%s.*, or a newer zamba-compat.", release, NEWEST, "; ".join(faults), NEWEST,
+                    "Install transformers<=%s.*, or a newer zamba-compat.",
+                    release,
+                    NEWEST,
+                    "; ".join(faults),
+                    NEWEST,
                 )
             else:
                 logger.warning(
                     "transformers %s is newer than the adapters (%s), which stay off. It ties the blocks of the "
                     "published shapes right by itself; layouts other than the hub's and the CPU path are untested.",
-                    release, NEWEST,
+                    release,
+                    NEWEST,
                 )
         return original(cls, *args, **kwargs)
 

@@ -49,9 +49,7 @@ def test_several_tokens_after_a_cache(model: Any, case: synthetic.Case, prompt: 
     second = continued(model, case.ids[:, prompt : prompt + more], first.past_key_values, prompt)
     assert_close(second.logits, case.logits[:, prompt : prompt + more])
     if prompt + more < case.ids.shape[1]:
-        third = continued(
-            model, case.ids[:, prompt + more : prompt + more + 1], second.past_key_values, prompt + more
-        )
+        third = continued(model, case.ids[:, prompt + more : prompt + more + 1], second.past_key_values, prompt + more)
         assert_close(third.logits, case.logits[:, prompt + more : prompt + more + 1])
 
 
@@ -116,8 +114,13 @@ def test_generate_from_embeddings(model: Any, case: synthetic.Case) -> None:
     ids = case.ids[:, :20]
     embeddings = model.get_input_embeddings()(ids).detach()
     got = model.generate(
-        inputs_embeds=embeddings, attention_mask=torch.ones_like(ids), max_new_tokens=8, min_new_tokens=8,
-        do_sample=False, pad_token_id=0, eos_token_id=2,
+        inputs_embeds=embeddings,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=8,
+        min_new_tokens=8,
+        do_sample=False,
+        pad_token_id=0,
+        eos_token_id=2,
     )
     assert torch.equal(got[:, -8:], generate(model, ids)[:, -8:])
 

@@ -87,7 +87,11 @@ def test_sharded_files(layout: str, format: str, tmp_path: Path) -> None:
     case = make_case("7B")
     state = lay_out(case.state, case.config, layout)
     directory = synthetic.write_checkpoint(
-        tmp_path / "model", state, case.config, max_shard_size=200_000, format=format  # type: ignore[arg-type]
+        tmp_path / "model",
+        state,
+        case.config,
+        max_shard_size=200_000,
+        format=format,  # type: ignore[arg-type]
     )
     assert len(list(directory.glob(f"*.{format}"))) > 2
     assert_close(logits(load(directory), case.ids), case.logits)

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+
 from _tiny.perplexity import perplexity
 from conformance.helpers import load
-from safetensors.torch import load_file, save_file
 from support.synthetic import hybrid_layers
 
 TINY = Path(__file__).parents[1] / "fixtures" / "tiny"

@@ -248,9 +248,7 @@ def _mamba2(weights: _Weights, config: Config, u: Tensor) -> tuple[Tensor, Mamba
     if config.get("time_step_limit") is not None:
         dt = dt.clamp(*config["time_step_limit"])
     decay = -weights["A_log"].exp()[:, None, None]
-    y, ssm_state = selective_scan(
-        x.unflatten(-1, (heads, -1)), dt[..., None], decay, b, c, weights["D"][:, None]
-    )
+    y, ssm_state = selective_scan(x.unflatten(-1, (heads, -1)), dt[..., None], decay, b, c, weights["D"][:, None])
     gated = (y.flatten(1) * F.silu(gate)).unflatten(-1, (groups, -1))
     normed = weights["norm.weight"] * _unit(gated, MIXER_NORM_EPS).flatten(1)
     return weights.linear("out_proj", normed), MambaState(conv_state, ssm_state)
@@ -281,9 +279,7 @@ def _causal_conv(weights: _Weights, x: Tensor) -> tuple[Tensor, Tensor]:
     return y + weights.bias("conv1d"), padded[-len(taps) :].T
 
 
-def selective_scan(
-    x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor
-) -> tuple[Tensor, Tensor]:
+def selective_scan(x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
     """h_t = exp(dt_t a) h_{t-1} + dt_t x_t b_t^T and y_t = h_t c_t + d x_t, token by token.
 
     x: [seq, heads, head_dim]; b, c: [seq, heads, d_state]; h: [heads, head_dim, d_state]. dt, a and d

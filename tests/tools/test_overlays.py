@@ -74,9 +74,7 @@ def test_the_base_release_needs_no_overlay(base: dict[str, str], monkeypatch: py
     assert overlays.overlay("5.23.0") == ()
 
 
-def test_only_what_the_environment_lacks_is_added(
-    base: dict[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_what_the_environment_lacks_is_added(base: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     pip = FakePip({
         "transformers==4.56.0": [
             "numpy>=1.17", "huggingface-hub<1.0,>=0.34", "tokenizers<=0.23.0,>=0.22",
@@ -101,9 +99,7 @@ def test_a_requirement_no_pin_satisfies(base: dict[str, str], monkeypatch: pytes
         overlays.overlay("6.0.0")
 
 
-def test_requirements_that_contradict_each_other(
-    base: dict[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_requirements_that_contradict_each_other(base: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     requires = {
         "transformers==5.0.0": ["tokenizers<0.23", "huggingface-hub<2"],
         "huggingface-hub==1.33.0": ["tokenizers<0.22"],

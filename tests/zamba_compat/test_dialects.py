@@ -177,9 +177,7 @@ def test_rope_parameters_and_torch_dtype_win() -> None:
 
 
 def test_layer_types_under_their_newer_name() -> None:
-    known = normalise_config(
-        {**without(CURRENT, "layers_block_type"), "layer_types": CURRENT["layers_block_type"]}
-    )
+    known = normalise_config({**without(CURRENT, "layers_block_type"), "layer_types": CURRENT["layers_block_type"]})
     assert known["layers_block_type"] == TYPES
     assert "layer_types" not in known
     assert normalise_config({**CURRENT, "layer_types": TYPES})["layers_block_type"] == TYPES
@@ -334,9 +332,7 @@ KEYS = sorted({*CLASSIC, *CURRENT, *FORK, *NATIVE, *ZAMBA, "layer_types", "rope_
     damage=st.dictionaries(st.sampled_from(KEYS), st.sampled_from(DAMAGE), max_size=3),
     dropped=st.sampled_from(KEYS),
 )
-def test_a_damaged_config_is_refused_or_consistent(
-    base: dict[str, Any], damage: dict[str, Any], dropped: str
-) -> None:
+def test_a_damaged_config_is_refused_or_consistent(base: dict[str, Any], damage: dict[str, Any], dropped: str) -> None:
     try:
         known = normalise_config({**without(base, dropped), **damage})
     except ConfigError:

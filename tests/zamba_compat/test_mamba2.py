@@ -303,12 +303,8 @@ def test_padding_in_the_second_turn(mixer: Mixer, mask_type: torch.dtype) -> Non
     lengths = ((5, 4), (7, 1), (2, 2), (1, 0))
     whole = [torch.randn(sum(n), HIDDEN, dtype=torch.float64) for n in lengths]
     turns = list(zip(whole, lengths, strict=True))
-    first, first_mask = padded(
-        [row[:n] for row, (n, _) in turns], [list(range(7 - n, 7)) for n, _ in lengths], 7
-    )
-    second, second_mask = padded(
-        [row[n:] for row, (n, _) in turns], [list(range(4 - k, 4)) for _, k in lengths], 4
-    )
+    first, first_mask = padded([row[:n] for row, (n, _) in turns], [list(range(7 - n, 7)) for n, _ in lengths], 7)
+    second, second_mask = padded([row[n:] for row, (n, _) in turns], [list(range(4 - k, 4)) for _, k in lengths], 4)
     mask = torch.cat([first_mask, second_mask], 1).to(mask_type)
     _, conv_state, ssm_state = mixer_forward(mixer, first, attention_mask=mask[:, :7])
     output, conv_state, ssm_state = mixer_forward(

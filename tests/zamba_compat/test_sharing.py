@@ -57,9 +57,7 @@ def test_positions_of_7b() -> None:
     assert (SEVEN.block_of(23), SEVEN.canonical_layer(1), SEVEN.position_of(23).index) == (1, 11, 3)
 
 
-@pytest.mark.parametrize(
-    ("shape", "hub", "expanded"), [("1.2B", 406, None), ("2.7B", 531, None), ("7B", 786, 1018)]
-)
+@pytest.mark.parametrize(("shape", "hub", "expanded"), [("1.2B", 406, None), ("2.7B", 531, None), ("7B", 786, 1018)])
 def test_published_counts(shape: str, hub: int, expanded: int | None) -> None:
     sharing = SharingMap.from_config(config(*PUBLISHED[shape]))
     assert len(set(sharing.hub_keys())) == len(sharing.hub_keys()) == hub
@@ -171,9 +169,7 @@ def test_prefixes_and_heads() -> None:
     tied = SharingMap.from_config(config(*PUBLISHED["7B"]))
     apart = SharingMap.from_config(config(*PUBLISHED["7B"], tie_word_embeddings=False))
     assert set(apart.hub_keys()) - set(tied.hub_keys()) == {"lm_head.weight"}
-    assert set(apart.hub_keys(prefix="x.model.")) - set(tied.hub_keys(prefix="x.model.")) == {
-        "x.lm_head.weight"
-    }
+    assert set(apart.hub_keys(prefix="x.model.")) - set(tied.hub_keys(prefix="x.model.")) == {"x.lm_head.weight"}
     assert apart.hub_keys(prefix="") == tied.hub_keys(prefix="")
     assert {f"model.{key}" for key in tied.hub_keys(prefix="")} == set(tied.hub_keys())
     assert {f"model.{key}" for key in tied.expanded_keys(prefix="")} == set(tied.expanded_keys())
@@ -318,9 +314,7 @@ def test_every_position_has_one_block_and_one_adapter(sharing: SharingMap) -> No
     owners = Counter(adapter for block in blocks for adapter in sharing.adapters_of(block))
     adapters = sharing.positions if sharing.model_type == "zamba2" else ()
     assert owners == Counter(position.index for position in adapters)
-    assert sorted(layer for block in blocks for layer in sharing.layers_of(block)) == list(
-        sharing.hybrid_layers
-    )
+    assert sorted(layer for block in blocks for layer in sharing.layers_of(block)) == list(sharing.hybrid_layers)
     for position in sharing.positions:
         assert position.layer in sharing.layers_of(position.block)
         assert position.canonical_layer == sharing.canonical_layer(position.block) <= position.layer
@@ -357,9 +351,7 @@ def build(settings: dict[str, Any]) -> Any:
 
     release = tuple(int(part) for part in transformers.__version__.split(".")[:2])
     if (5, 0) <= release < (5, 17) and settings["model_type"] == "zamba2":
-        pytest.skip(
-            f"transformers {transformers.__version__} does not build the shared blocks right by itself"
-        )
+        pytest.skip(f"transformers {transformers.__version__} does not build the shared blocks right by itself")
     known = {key: value for key, value in settings.items() if key != "model_type"}
     kind = transformers.Zamba2Config if settings["model_type"] == "zamba2" else transformers.ZambaConfig
     with torch.device("meta"):

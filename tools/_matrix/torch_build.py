@@ -71,9 +71,7 @@ def main(constraints: str) -> int:
         return 1
     print(f"torch {version}")
     # The local version, so that pip cannot change its mind between the question and the answer.
-    return pip(
-        "install", "--quiet", "--no-compile", "-c", constraints, *extra, f"torch=={version}"
-    ).returncode
+    return pip("install", "--quiet", "--no-compile", "-c", constraints, *extra, f"torch=={version}").returncode
 
 
 if __name__ == "__main__":

@@ -12,7 +12,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 # Packages that every installation has, near enough in style to learn something from in minutes.
-PACKAGES = ["asyncio", "collections", "concurrent", "ctypes", "email", "http", "importlib", "json", "logging", "multiprocessing", "unittest", "urllib", "xml"]
+PACKAGES = [
+    "asyncio",
+    "collections",
+    "concurrent",
+    "ctypes",
+    "email",
+    "http",
+    "importlib",
+    "json",
+    "logging",
+    "multiprocessing",
+    "unittest",
+    "urllib",
+    "xml",
+]
 SKIPPED = frozenset({"test", "tests", "__pycache__"})
 # Bytes taken from the start of each held-out module; every Python from 3.10 on has them.
 HELD_OUT = {"asyncio/locks.py": 4096, "multiprocessing/managers.py": 4096, "unittest/loader.py": 4096}

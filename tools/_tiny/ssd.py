@@ -29,7 +29,7 @@ def ssd_scan(x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor) 
     b, c: (batch, length, groups, d_state), head i using group i // (heads / groups). Any length.
     Chunked form after Dao and Gu, "Transformers are SSMs" (2024), section 6.
     """
-    batch, length, heads, width = x.shape
+    _batch, length, _heads, _width = x.shape
     groups = b.shape[2]
     pad = -length % CHUNK
     skip = x * d[:, None]

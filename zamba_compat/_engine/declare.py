@@ -124,9 +124,7 @@ class Adapter:
     def __post_init__(self) -> None:
         where = f"adapter {self.name}"
         if _NAME.fullmatch(self.name) is None:
-            raise AdapterError(
-                "A malformed name.", where=where, remedy="Write lower-case words joined by hyphens."
-            )
+            raise AdapterError("A malformed name.", where=where, remedy="Write lower-case words joined by hyphens.")
         requirements = (self.requires,) if isinstance(self.requires, str) else self.requires
         if not requirements:
             raise AdapterError("No requirement.", where=where, remedy="Say which releases it is for.")

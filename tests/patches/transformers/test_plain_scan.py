@@ -114,9 +114,7 @@ class NumberedCache:
         (NumberedCache, plain_scan.read_numbered, plain_scan.write_numbered),
     ],
 )
-def test_states_survive_a_cache(
-    make: Callable[[], Any], read: plain_scan.Read, write: plain_scan.Write
-) -> None:
+def test_states_survive_a_cache(make: Callable[[], Any], read: plain_scan.Read, write: plain_scan.Write) -> None:
     cache = make()
     assert read(cache, 3) == (None, None)
     for _ in range(3):

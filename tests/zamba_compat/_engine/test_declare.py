@@ -46,9 +46,7 @@ def test_the_summary_is_the_first_line_of_the_declaring_module() -> None:
 
 def test_names_the_modules_and_targets_in_order() -> None:
     targets = ("lib.b:f", "lib.a:f", "lib.b:g")
-    several = adapter(
-        target=None, replace=None, patches=tuple(Patch(target=t, replace=same) for t in targets)
-    )
+    several = adapter(target=None, replace=None, patches=tuple(Patch(target=t, replace=same) for t in targets))
     assert several.targets == targets
     assert several.modules == ("lib.b", "lib.a")
 

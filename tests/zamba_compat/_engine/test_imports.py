@@ -38,9 +38,7 @@ def test_disarming_while_a_replacement_is_made_drops_it(make_registry: Any) -> N
         registry.disarm()
         return lambda x: "too late"
 
-    registry = make_registry(
-        adapter("scan", f"{LEAF}:scan", replace=factory), adapter("load", f"{LEAF}:load")
-    )
+    registry = make_registry(adapter("scan", f"{LEAF}:scan", replace=factory), adapter("load", f"{LEAF}:load"))
     registry.arm()
     leaf = load(LEAF)
     assert (leaf.scan(1), leaf.load("x")) == ("stock scan", "stock load")
@@ -103,9 +101,7 @@ def test_a_module_is_not_done_while_it_is_reloaded(make_registry: Any) -> None:
     assert reasons == [f"waits for the import of {LEAF}"] * 2
 
 
-def test_a_module_that_puts_another_in_its_place_is_patched_there(
-    library: FakeLibrary, make_registry: Any
-) -> None:
+def test_a_module_that_puts_another_in_its_place_is_patched_there(library: FakeLibrary, make_registry: Any) -> None:
     library.write(
         "models/modeling_zamba2",
         "import sys, types\nother = types.ModuleType(__name__)\nother.scan = lambda x: 'stock scan'\n"
@@ -126,9 +122,7 @@ def test_arming_inside_the_import_of_a_target_waits_for_the_next_chance(
     assert leaf.Model.scan(1) == ("scan", "stock scan")
 
 
-def test_arming_waits_for_an_import_under_way_in_another_thread(
-    library: FakeLibrary, make_registry: Any
-) -> None:
+def test_arming_waits_for_an_import_under_way_in_another_thread(library: FakeLibrary, make_registry: Any) -> None:
     registry = make_registry(adapter("scan", f"{LEAF}:scan"))
     inside, proceed = threading.Event(), threading.Event()
 
@@ -161,9 +155,7 @@ def test_an_import_inside_a_factory_does_not_deadlock(library: FakeLibrary, make
         in_config.set()
         assert in_factory.wait(20)
 
-    registry = make_registry(
-        adapter("scan", f"{LEAF}:scan", replace=factory), adapter("load", f"{CONFIG}:load")
-    )
+    registry = make_registry(adapter("scan", f"{LEAF}:scan", replace=factory), adapter("load", f"{CONFIG}:load"))
     run_inside(library, "models/configuration_zamba2", action)
     registry.arm()
     first, second = Background(lambda: load(LEAF)), Background(lambda: load(CONFIG))

@@ -88,9 +88,7 @@ def test_a_failure_in_the_middle_takes_everything_back(library: FakeLibrary, mak
     before = dict(vars(shared)), dict(vars(shared.PreTrained))
     registry = make_registry(
         adapter("first", f"{SHARED}:load"),
-        adapter(
-            "second", f"{SHARED}:PreTrained.save", f"{LEAF}:scan", f"{LEAF}:gone", f"{SHARED}:PreTrained.tied"
-        ),
+        adapter("second", f"{SHARED}:PreTrained.save", f"{LEAF}:scan", f"{LEAF}:gone", f"{SHARED}:PreTrained.tied"),
         adapter("third", f"{SHARED}:PreTrained.build"),
     )
     registry.arm()

@@ -57,9 +57,7 @@ def test_replaces_and_takes_back_every_kind_of_attribute(path: str, make_registr
 def test_replaces_data(make_registry: Any) -> None:
     model = load(LEAF).Model
     keys = model.keys
-    registry = make_registry(
-        adapter("keys", f"{LEAF}:Model.keys", replace=lambda original: [*original, "mine"])
-    )
+    registry = make_registry(adapter("keys", f"{LEAF}:Model.keys", replace=lambda original: [*original, "mine"]))
     registry.arm()
     assert model.keys == ["stock", "mine"]
     registry.disarm()
@@ -106,9 +104,7 @@ def test_a_replacement_tells_whose_it_is(make_registry: Any) -> None:
 
 
 def test_a_factory_given_by_name_is_imported_when_applied(library: FakeLibrary, make_registry: Any) -> None:
-    (library.root / "helper_fake.py").write_text(
-        "class make:\n    def scan(original): return lambda x: 'helped'"
-    )
+    (library.root / "helper_fake.py").write_text("class make:\n    def scan(original): return lambda x: 'helped'")
     importlib.invalidate_caches()
     make_registry(adapter("scan", f"{LEAF}:scan", replace="helper_fake:make.scan")).arm()
     load(SHARED)
@@ -165,9 +161,7 @@ def wrapped(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def test_what_other_code_put_in_our_place_is_left_alone(make_registry: Any) -> None:
-    registry = make_registry(
-        adapter("inner", f"{LEAF}:scan"), adapter("outer", f"{LEAF}:scan", f"{LEAF}:load")
-    )
+    registry = make_registry(adapter("inner", f"{LEAF}:scan"), adapter("outer", f"{LEAF}:scan", f"{LEAF}:load"))
     registry.arm()
     leaf = load(LEAF)
     ours, leaf.scan = leaf.scan, wrapped(leaf.scan)

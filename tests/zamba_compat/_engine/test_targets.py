@@ -12,9 +12,7 @@ import pytest
 from zamba_compat._engine.targets import MARK, MISSING, Drift, Slot, check, find, stamp, unwrap
 
 
-def plain(
-    self: Any, hidden_states: Any, mask: Any = None, *args: Any, flag: bool = False, **kwargs: Any
-) -> Any:
+def plain(self: Any, hidden_states: Any, mask: Any = None, *args: Any, flag: bool = False, **kwargs: Any) -> Any:
     """Docs of the original."""
 
 
@@ -50,9 +48,7 @@ def test_accepts_the_parameters_it_expects(original: Any, signature: Any) -> Non
     ],
 )
 def test_refuses_other_parameters(signature: Any) -> None:
-    with pytest.raises(
-        Drift, match=r"has the parameters \(self, hidden_states, mask, \*args, flag, \*\*kwargs\)"
-    ):
+    with pytest.raises(Drift, match=r"has the parameters \(self, hidden_states, mask, \*args, flag, \*\*kwargs\)"):
         check(plain, signature)
 
 
