@@ -15,6 +15,9 @@ from _tiny.perplexity import perplexity
 from conformance.helpers import load
 from support.synthetic import hybrid_layers
 
+# Not in stock runs: before 5.15 they take minutes over prompts of this length.
+pytestmark = pytest.mark.ours
+
 TINY = Path(__file__).parents[1] / "fixtures" / "tiny"
 RECORDED = json.loads((TINY / "perplexity.json").read_text())["models"]
 NAMES = ("base", "tuned")
