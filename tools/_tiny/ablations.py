@@ -38,5 +38,6 @@ def measure(model: TinyZamba2, text: bytes, seed: int) -> dict[str, float]:
     for name, wiring in wrong_wirings(model.shape):
         result[name] = perplexity(lambda ids, w=wiring: model(ids, w), text)
     for block in range(model.shape.num_mem_blocks):
-        result[f"block_{block}_random"] = perplexity(with_random_block(model, block, seed), text)
+        # Not the training seed: that would bring back the weights the block was trained from.
+        result[f"block_{block}_random"] = perplexity(with_random_block(model, block, seed + 1), text)
     return result

@@ -1,4 +1,4 @@
-"""An optimizer that orthogonalises the momentum of every matrix: half AdamW's tokens for the same loss here."""
+"""An optimizer that orthogonalises the momentum of every matrix before the step."""
 
 from __future__ import annotations
 
