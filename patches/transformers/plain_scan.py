@@ -148,8 +148,18 @@ ADAPTERS = (
         ends="replaced the method",
     ),
     Adapter(
+        name="zamba2-plain-scan-hidden-parameters",
+        requires="transformers>=5.15,<5.16",
+        target=f"{MIXER}.forward",
+        replace=forward,
+        # A decorator that does not say what it wraps.
+        signature=("self", "*args", "**kwargs"),
+        upstream="none known",
+        ends="shows the method's parameters",
+    ),
+    Adapter(
         name="zamba2-plain-scan",
-        requires="transformers>=5.15,<5.24",
+        requires="transformers>=5.16,<5.24",
         target=f"{MIXER}.forward",
         replace=forward,
         signature=("self", "hidden_states", "cache_params", "attention_mask", "**kwargs"),
