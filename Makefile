@@ -36,7 +36,7 @@ lint: $(READY) ## ruff and mypy
 	$(PY) -m mypy
 
 test: lint ## lint, then all tests with the release in constraints.txt
-	$(PY) -m pytest --record build/reports/tests.jsonl $(PYTEST_ARGS)
+	$(PY) -m pytest --record=build/reports/tests.jsonl $(PYTEST_ARGS)
 
 matrix: $(READY) ## conformance under every release, with and without the import; writes the support table
 	$(MATRIX) --keep-going --json docs/support.json

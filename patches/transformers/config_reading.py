@@ -1,10 +1,12 @@
-"""Read configs that newer releases wrote.
+"""Read configs that other releases wrote.
 
-Symptom:  StopIteration while the model is built; a rope_theta or dtype that is not the checkpoint's.
+Symptom:  StopIteration while the model is built; a rope_theta or dtype that is not the checkpoint's. Zamba (v1) in 5.13
+          and 5.14: StrictDataclassClassValidationError for the published configs.
 Cause:    5.13 and later write a Mamba layer as "linear_attention", 5.0 and later rope_theta inside rope_parameters,
           4.56 and later torch_dtype as dtype. Older releases know only the older words.
 Upstream: none known.
-Goes:     when 5.12 leaves the supported range.
+          5.13 and 5.14 translate the older words for Zamba2 and forget Zamba.
+Goes:     when 5.14 leaves the supported range.
 """
 
 from __future__ import annotations
@@ -13,13 +15,14 @@ from typing import Any
 
 from zamba_compat.adapters import Adapter
 
-MAMBA = {"linear_attention": "mamba"}
+OLDER = {"linear_attention": "mamba"}
+NEWER = {"mamba": "linear_attention"}
 
 
-def _older_layer_types(kwargs: dict[str, Any]) -> None:
+def _layer_types(kwargs: dict[str, Any], words: dict[str, str]) -> None:
     types = kwargs.pop("layer_types", None) or kwargs.get("layers_block_type")
     if types is not None:
-        kwargs["layers_block_type"] = [MAMBA.get(name, name) for name in types]
+        kwargs["layers_block_type"] = [words.get(name, name) for name in types]
 
 
 def _older_rope_and_dtype(kwargs: dict[str, Any]) -> None:
@@ -35,7 +38,7 @@ def _older_rope_and_dtype(kwargs: dict[str, Any]) -> None:
 
 def init_4x(original: Any) -> Any:
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
-        _older_layer_types(kwargs)
+        _layer_types(kwargs, OLDER)
         _older_rope_and_dtype(kwargs)
         original(self, *args, **kwargs)
 
@@ -44,12 +47,21 @@ def init_4x(original: Any) -> Any:
 
 def init_5x(original: Any) -> Any:
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
-        _older_layer_types(kwargs)
+        _layer_types(kwargs, OLDER)
         original(self, *args, **kwargs)
 
     return __init__
 
 
+def init_newer_words(original: Any) -> Any:
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        _layer_types(kwargs, NEWER)
+        original(self, *args, **kwargs)
+
+    return __init__
+
+
+ZAMBA = "transformers.models.zamba.configuration_zamba:ZambaConfig.__init__"
 TARGET = "transformers.models.zamba2.configuration_zamba2:Zamba2Config.__init__"
 
 ADAPTERS = (
@@ -70,8 +82,15 @@ ADAPTERS = (
     Adapter(
         name="zamba-config-reading",
         requires="transformers>=4.49,<5.13",
-        target="transformers.models.zamba.configuration_zamba:ZambaConfig.__init__",
+        target=ZAMBA,
         replace=init_5x,
+        upstream="none known",
+    ),
+    Adapter(
+        name="zamba-config-reading-newer-words",
+        requires="transformers>=5.13,<5.15",
+        target=ZAMBA,
+        replace=init_newer_words,
         upstream="none known",
     ),
 )
