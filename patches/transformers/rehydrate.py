@@ -32,9 +32,10 @@ def load(original: Any) -> Any:
             tensors = hub_layout(given["model"], given.get("state_dict"), files, opened, lazy="load_config" in given)
             if tensors is not None:
                 given["state_dict"] = tensors
-                for name in ("sharded_metadata", "expected_keys"):
-                    if name in given:
-                        given[name] = None
+                replaced = {"sharded_metadata", "expected_keys"}
+                if "load_config" not in given:  # 4.50 to 4.52 would read the files too, if they are several
+                    replaced.add("checkpoint_files")
+                given.update(dict.fromkeys(replaced & given.keys()))
                 if "loaded_keys" in given:
                     given["loaded_keys"] = list(tensors)
             return original(*call.args, **call.kwargs)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from zamba_compat.errors import ZambaCompatError
@@ -9,7 +11,7 @@ from zamba_compat.settings import configure, settings
 @pytest.fixture(autouse=True)
 def _defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ZAMBA_COMPAT_DIVERGENT", raising=False)
-    monkeypatch.setattr("zamba_compat.settings._configured", {})
+    monkeypatch.setattr(sys.modules["zamba_compat.settings"], "_configured", {})
 
 
 def test_default_environment_and_configure(monkeypatch: pytest.MonkeyPatch) -> None:
