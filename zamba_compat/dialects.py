@@ -98,7 +98,7 @@ def normalise_config(config: object) -> dict[str, Any]:
     """
     raw = read_config(config)
     where = str(_config_file(config)) if isinstance(config, (str, os.PathLike)) else "config"
-    out = dict(raw)
+    out = {key: value for key, value in raw.items() if value is not None or key != "rope_theta"}
     out["model_type"] = model_type = _model_type(raw, where)
     for key in _LAYER_LISTS:
         if out.get(key) is not None:
