@@ -93,16 +93,17 @@ def hub_layout(
     if state_dict is None and (not names or str(names[0]).endswith(".gguf")):
         return None
     stored = Stored(state_dict, names, opened)
-    layout = plan(stored.names, SharingMap.from_config(model.config), where=stored.where)
+    sharing = SharingMap.from_config(model.config)
+    layout = plan(stored.names, sharing, where=stored.where)
     if layout.is_identity:
         return None
     choice = settings().divergent
-    if layout.sharing.model_type == "zamba" and choice == "keep":
+    if sharing.model_type == "zamba" and choice == "keep":
         choice = "error"  # one block by definition: there is no config that keeps the copies apart
     layout, computed, divergences = layout.resolve(stored.read, choice)
     if divergences:
         _tell(divergences, choice, stored.where)
-    if layout.sharing != SharingMap.from_config(model.config):
+    if layout.sharing != sharing:
         untie(model)
     take = stored.lazy if lazy else stored.read
     return {name: computed[name] if name in computed else take(source) for name, source in layout.sources.items()}

@@ -4,8 +4,8 @@ Symptom:  StopIteration while the model is built; a rope_theta or dtype that is 
           and 5.14: StrictDataclassClassValidationError for the published configs.
 Cause:    5.13 and later write a Mamba layer as "linear_attention", 5.0 and later rope_theta inside rope_parameters,
           4.56 and later torch_dtype as dtype. Older releases know only the older words.
-Upstream: none known.
           5.13 and 5.14 translate the older words for Zamba2 and forget Zamba.
+Upstream: none known.
 Goes:     when 5.14 leaves the supported range.
 """
 

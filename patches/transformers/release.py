@@ -3,7 +3,7 @@
 Symptom:  without Zamba2 (4.48 and older, and forks that dropped it): "does not recognize this architecture", or
           KeyError: 'zamba2'. Newer than the pins: nothing, and nothing is known.
 Upstream: none; not a defect.
-Goes:     never; the lower bound of NEWER moves with the pins.
+Goes:     never; NEWEST and the lower bound of zamba2-newer-release move with the pins.
 """
 
 from __future__ import annotations
