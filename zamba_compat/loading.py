@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from .quantized import fit_to_stored
 from .rehydrate import REMEDY_DIVERGENT, Divergence, plan
 from .settings import settings
 from .sharing import SharingMap
@@ -15,9 +18,13 @@ from .untie import untie
 
 logger = logging.getLogger("zamba_compat")
 
+_HEADER_LIMIT = 100_000_000  # bytes; the safetensors library refuses longer headers
+
 
 class Stored:
-    """The tensors a model is loaded from: a state dict, or open checkpoint files.
+    """The tensors a model is loaded from: a state dict, or checkpoint files.
+
+    A .safetensors file is opened when its first tensor is read; its header alone says the names.
 
     Attributes:
         where: what to call the checkpoint in messages.
@@ -48,12 +55,16 @@ class Stored:
 
     def _open(self, file: str, opened: ExitStack) -> None:
         if str(file).endswith(".safetensors"):
-            from safetensors import safe_open
 
-            handle = opened.enter_context(safe_open(file, framework="pt", device="cpu"))
-            for name in handle.keys():  # noqa: SIM118 (not a mapping)
-                self._read[name] = lambda name=name: handle.get_tensor(name)  # type: ignore[misc]
-                self._slice[name] = lambda name=name: handle.get_slice(name)  # type: ignore[misc]
+            @cache
+            def handle() -> Any:
+                from safetensors import safe_open
+
+                return opened.enter_context(safe_open(file, framework="pt", device="cpu"))
+
+            for name in _header_names(file) or handle().keys():
+                self._read[name] = lambda name=name: handle().get_tensor(name)  # type: ignore[misc]
+                self._slice[name] = lambda name=name: handle().get_slice(name)  # type: ignore[misc]
             return
         import torch
 
@@ -72,6 +83,7 @@ def hub_layout(
     opened: ExitStack,
     *,
     lazy: bool,
+    quantizer: Any = None,
 ) -> dict[str, Any] | None:
     """What to load `model` from in the hub layout, or None when the checkpoint is in that layout already.
 
@@ -83,6 +95,7 @@ def hub_layout(
         files: the checkpoint's files, .safetensors or .bin.
         opened: keeps the files open until loading is done.
         lazy: return slices of safetensors files instead of tensors.
+        quantizer: transformers' quantizer, if the model is to be loaded quantized.
 
     Raises:
         MissingTensorError: a shared tensor is stored nowhere.
@@ -93,6 +106,8 @@ def hub_layout(
     if state_dict is None and (not names or str(names[0]).endswith(".gguf")):
         return None
     stored = Stored(state_dict, names, opened)
+    if quantizer is not None:
+        fit_to_stored(model, stored.names, quantizer.quantization_config, stored.where)
     sharing = SharingMap.from_config(model.config)
     layout = plan(stored.names, sharing, where=stored.where)
     if layout.is_identity:
@@ -107,6 +122,20 @@ def hub_layout(
         untie(model)
     take = stored.lazy if lazy else stored.read
     return {name: computed[name] if name in computed else take(source) for name, source in layout.sources.items()}
+
+
+def _header_names(file: str) -> list[str]:
+    """The names in a .safetensors file (uint64 header length, little-endian, then JSON); none if it is malformed.
+
+    Nothing is validated here: a file without names is left to the library, which says what is wrong with it.
+    """
+    with open(file, "rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        try:
+            header = json.loads(stream.read(length)) if length <= _HEADER_LIMIT else {}
+        except (ValueError, RecursionError):
+            header = {}
+    return [name for name in header if name != "__metadata__"] if isinstance(header, dict) else []
 
 
 def _tell(divergences: list[Divergence], choice: str, where: str | None) -> None:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from .errors import ZambaCompatError
 
 DIVERGENT = ("keep", "first", "mean", "error")
 
 
-@dataclass(frozen=True)
-class Settings:
+class Settings(NamedTuple):
     """The choices in force.
 
     Attributes:
@@ -20,33 +18,43 @@ class Settings:
             "keep" loads every copy exactly (num_mem_blocks becomes the number of positions), "first" takes the copy
             of the first layer, "mean" the mean of all, "error" raises `DivergentCopiesError`.
             Environment: ZAMBA_COMPAT_DIVERGENT.
+        quantize_shared: whether bitsandbytes quantizes the shared blocks when a checkpoint is quantized while it is
+            loaded. False keeps them in 16 bits. Environment: ZAMBA_COMPAT_QUANTIZE_SHARED, 1 or 0.
     """
 
     divergent: str = "keep"
+    quantize_shared: bool = True
 
 
-_choices = {"divergent": DIVERGENT}
+_choices: dict[str, tuple[str | bool, ...]] = {"divergent": DIVERGENT, "quantize_shared": (True, False)}
+_words = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 _configured: dict[str, Any] = {}
 
 
 def _checked(name: str, value: Any, where: str) -> Any:
     if value not in _choices[name]:
+        choices = ", ".join(map(str, _choices[name]))
         raise ZambaCompatError(
-            f"{value!r} is not a choice for {name}.", where=where, remedy=f"Choose one of {', '.join(_choices[name])}."
+            f"{value!r} is not a choice for {name}.", where=where, remedy=f"Choose one of {choices}."
         )
     return value
+
+
+def _from_environment(name: str, variable: str) -> Any:
+    word = os.environ[variable].lower()
+    value = _words.get(word, word) if True in _choices[name] else word
+    return _checked(name, value, f"environment variable {variable}")
 
 
 def settings() -> Settings:
     """The settings in force: what `configure` was told, else the environment, else the defaults."""
     current = Settings()
-    for field in fields(Settings):
-        variable = f"ZAMBA_COMPAT_{field.name.upper()}"
-        if field.name in _configured:
-            current = replace(current, **{field.name: _configured[field.name]})
+    for name in Settings._fields:
+        variable = f"ZAMBA_COMPAT_{name.upper()}"
+        if name in _configured:
+            current = current._replace(**{name: _configured[name]})
         elif os.environ.get(variable):
-            value = _checked(field.name, os.environ[variable].lower(), f"environment variable {variable}")
-            current = replace(current, **{field.name: value})
+            current = current._replace(**{name: _from_environment(name, variable)})
     return current
 
 

@@ -31,7 +31,7 @@ def untie(model: nn.Module) -> None:
     sharing = SharingMap.from_config(base.config)
     for position in sharing.positions:
         layer = base.layers[position.layer]
-        block = copy.deepcopy(layer.shared_transformer)
+        block = _copied(layer.shared_transformer)
         for owner in (block, block.self_attn, block.feed_forward):
             owner.block_id = position.index
         for owner_name, list_name in ADAPTER_LISTS:
@@ -39,6 +39,23 @@ def untie(model: nn.Module) -> None:
         layer.shared_transformer = block
     base.config.num_mem_blocks = len(sharing.positions)  # the one config object that all parts of a model hold
     _forget_ties(model, base)
+
+
+def _copied(block: Any) -> Any:
+    """A deep copy; a 4-bit weight on the meta device, which cannot copy itself, is made anew."""
+    from .quantized import is_quantized
+
+    linears = [module for module in block.modules() if is_quantized(module) and module.weight.is_meta]
+    memo: dict[int, Any] = {}
+    for linear in linears:
+        weight = linear.weight
+        options = {name: value for name, value in vars(weight).items() if name != "module"}
+        memo[id(weight)] = type(weight)(weight.data, requires_grad=False, **options)
+    copied = copy.deepcopy(block, memo)
+    for module in copied.modules():
+        if is_quantized(module) and hasattr(module.weight, "quant_state"):
+            module.weight.module = module
+    return copied
 
 
 def _keep_only(adapters: Any, index: int) -> None:

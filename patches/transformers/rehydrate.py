@@ -11,7 +11,6 @@ Goes:     never: which copy counts is a decision about checkpoints that upstream
 from __future__ import annotations
 
 import functools
-import inspect
 from contextlib import ExitStack
 from typing import Any
 
@@ -19,6 +18,8 @@ from zamba_compat.adapters import Adapter
 
 
 def load(original: Any) -> Any:
+    import inspect
+
     signature = inspect.signature(original)
 
     @functools.wraps(original)
@@ -29,11 +30,20 @@ def load(original: Any) -> Any:
         given = call.arguments
         files = given.get("checkpoint_files", given.get("resolved_archive_file"))
         with ExitStack() as opened:
-            tensors = hub_layout(given["model"], given.get("state_dict"), files, opened, lazy="load_config" in given)
+            config = given.get("load_config")  # 5.x
+            quantizer = given.get("hf_quantizer") if config is None else config.hf_quantizer
+            tensors = hub_layout(
+                given["model"],
+                given.get("state_dict"),
+                files,
+                opened,
+                lazy=config is not None,
+                quantizer=quantizer,
+            )
             if tensors is not None:
                 given["state_dict"] = tensors
                 replaced = {"sharded_metadata", "expected_keys"}
-                if "load_config" not in given:  # 4.50 to 4.52 would read the files too, if they are several
+                if config is None:  # 4.50 to 4.52 would read the files too, if they are several
                     replaced.add("checkpoint_files")
                 given.update(dict.fromkeys(replaced & given.keys()))
                 if "loaded_keys" in given:

@@ -1,0 +1,37 @@
+"""Let bitsandbytes quantize on a CPU.
+
+Symptom:  RuntimeError "None of the available devices ... are supported by the bitsandbytes version you have
+          installed", or AttributeError: 'frozenset' object has no attribute 'discard'.
+Cause:    the check was written for bitsandbytes' preview builds, where the CPU needed Intel's extension of PyTorch.
+Upstream: none known; 4.53.0 dropped the condition.
+Goes:     when 4.52 leaves the supported range.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from zamba_compat.adapters import Adapter
+
+
+def validate(original: Any) -> Any:
+    def _validate_bnb_multi_backend_availability(raise_exception: bool) -> Any:
+        import bitsandbytes
+        from transformers.utils import get_available_devices
+
+        # Copied from a frozenset, which has no discard.
+        devices = set(get_available_devices()) & set(getattr(bitsandbytes, "supported_torch_devices", ()))
+        return True if devices == {"cpu"} else original(raise_exception)
+
+    return _validate_bnb_multi_backend_availability
+
+
+ADAPTER = Adapter(
+    name="bitsandbytes-cpu-refused",
+    requires="transformers>=4.49,<4.53",
+    target="transformers.integrations.bitsandbytes:_validate_bnb_multi_backend_availability",
+    replace=validate,
+    signature=("raise_exception",),
+    upstream="none known",
+    ends="fixed in 4.53",
+)

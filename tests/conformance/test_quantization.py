@@ -1,0 +1,244 @@
+"""bitsandbytes: each shared linear is quantized once, computes what its weight says, is saved and loaded again."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from conformance.helpers import assert_close, lay_out, load, logits, relative, shared_storages
+from conformance.helpers import case as make_case
+from conformance.quantization import (
+    METHODS,
+    bnb_config,
+    dequantized,
+    effective_state,
+    held_bytes,
+    is_quantized,
+    linears,
+    quantized_state,
+    reference_logits,
+    write_quantized,
+)
+from support import synthetic
+
+pytest.importorskip("bitsandbytes")
+
+TOLERANCE = 1e-4  # relative, against the float64 reference with the dequantized weights
+CASES = [(p, layout, m) for p in synthetic.PUBLISHED for layout in ("hub", "expanded", "later-layer") for m in METHODS]
+CASES += [(p, "hub", m) for p in synthetic.UNPUBLISHED for m in ("nf4-double", "int8")]
+CASES += [("three-blocks", layout, "nf4") for layout in ("expanded", "split")]
+
+
+def quantize_on_load(directory: Path, method: str, **more: Any) -> Any:
+    return load(directory, quantization_config=bnb_config(method, **more), torch_dtype=torch.float32)
+
+
+def stored(directory: Path) -> dict[str, torch.Tensor]:
+    return {name: tensor for file in directory.glob("*.safetensors") for name, tensor in load_file(file).items()}
+
+
+def assert_same_weights(model: Any, other: Any, state: synthetic.State) -> None:
+    mine, theirs = effective_state(model, state), effective_state(other, state)
+    for key, tensor in mine.items():
+        assert torch.equal(tensor, theirs[key]), key
+
+
+@pytest.mark.parametrize(("pattern", "layout", "method"), CASES)
+def test_quantized_once(pattern: str, layout: str, method: str, tmp_path: Path) -> None:
+    case = make_case(pattern, length=41)
+    wanted = quantized_state(case.state, method)
+    state = lay_out(case.state, case.config, layout)
+    model = quantize_on_load(synthetic.write_checkpoint(tmp_path / "a", state, case.config), method)
+
+    assert all(is_quantized(module) for module in linears(model).values())
+    for suffix, found in shared_storages(model).items():
+        assert len(found) == (1 if "adapter_list" in suffix else case.config["num_mem_blocks"]), suffix
+
+    model.save_pretrained(tmp_path / "before")
+    assert_close(logits(model, case.ids), reference_logits(pattern, method), TOLERANCE)
+    assert relative(reference_logits(pattern, method), case.logits) > 10 * TOLERANCE
+    model.save_pretrained(tmp_path / "after")
+
+    # What is written is what bitsandbytes makes of each tensor, once; the same in every release.
+    for directory in (tmp_path / "before", tmp_path / "after"):
+        written = stored(directory)
+        assert sorted(written) == sorted(wanted)
+        for key, tensor in wanted.items():
+            assert torch.equal(written[key], tensor), key
+
+    again = load(tmp_path / "after", torch_dtype=torch.float32)
+    assert torch.equal(logits(again, case.ids), logits(model, case.ids))
+    assert_same_weights(again, model, case.state)
+    floor = sum(tensor.numel() * tensor.element_size() for key, tensor in wanted.items() if "bitsandbytes__" not in key)
+    for loaded in (model, again):
+        assert held_bytes(loaded) == pytest.approx(floor, rel=0.01)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("layout", ["hub", "expanded", "later-layer"])
+def test_pre_quantized(method: str, layout: str, tmp_path: Path) -> None:
+    case = make_case("7B", length=41)
+    state = quantized_state(lay_out(case.state, case.config, layout), method)
+    model = load(write_quantized(tmp_path / "a", state, case.config, method), torch_dtype=torch.float32)
+    assert all(is_quantized(module) for module in linears(model).values())
+    assert_close(logits(model, case.ids), reference_logits("7B", method), TOLERANCE)
+    model.save_pretrained(tmp_path / "b")
+    assert sorted(stored(tmp_path / "b")) == sorted(quantized_state(case.state, method))
+
+
+@pytest.mark.parametrize("method", ["nf4", "nf4-double"])
+def test_orphan_quant_states(method: str, tmp_path: Path) -> None:
+    """What stock 5.x writes when it is made to quantize the shared blocks."""
+    case = make_case("7B", length=41)
+    state = quantized_state(case.state, method)
+    expanded = quantized_state(synthetic.to_expanded(case.state, case.config), method)
+    orphans = {key: tensor for key, tensor in expanded.items() if key not in state and "quant_state" in key}
+    assert orphans
+    directory = write_quantized(tmp_path / "a", state | orphans, case.config, method, llm_int8_skip_modules=["lm_head"])
+    model = load(directory, torch_dtype=torch.float32)
+    assert_close(logits(model, case.ids), reference_logits("7B", method), TOLERANCE)
+
+
+@pytest.mark.parametrize("method", ["nf4", "int8"])
+def test_shared_blocks_stored_in_16_bits(method: str, tmp_path: Path) -> None:
+    """What every stock release writes: nothing in the file but the missing quant states says so."""
+    case = make_case("7B")
+    state = quantized_state(case.state, method, skip="shared_transformer")
+    model = load(write_quantized(tmp_path / "a", state, case.config, method), torch_dtype=torch.float32)
+    for _ in range(2):
+        kinds = {("shared_transformer" in name, is_quantized(module)) for name, module in linears(model).items()}
+        assert kinds == {(True, False), (False, True)}
+        effective = effective_state(model, case.state)
+        assert_close(logits(model, case.ids), synthetic.forward(effective, case.config, case.ids), TOLERANCE)
+        model.save_pretrained(tmp_path / "b")
+        assert sorted(stored(tmp_path / "b")) == sorted(state)
+        model = load(tmp_path / "b", torch_dtype=torch.float32)
+
+
+@pytest.mark.ours
+@pytest.mark.parametrize("method", ["nf4", "int8"])
+def test_shared_blocks_kept_in_16_bits(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ZAMBA_COMPAT_QUANTIZE_SHARED", "0")
+    case = make_case("7B")
+    model = quantize_on_load(synthetic.write_checkpoint(tmp_path / "a", case.state, case.config), method)
+    monkeypatch.delenv("ZAMBA_COMPAT_QUANTIZE_SHARED")
+    model.save_pretrained(tmp_path / "b")
+    again = load(tmp_path / "b", torch_dtype=torch.float32)
+    for loaded in (model, again):
+        kinds = {("shared_transformer" in name, is_quantized(module)) for name, module in linears(loaded).items()}
+        assert kinds == {(True, False), (False, True)}
+        effective = effective_state(loaded, case.state)
+        assert_close(logits(loaded, case.ids), synthetic.forward(effective, case.config, case.ids), TOLERANCE)
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_a_skipped_shared_linear_is_skipped_at_every_position(layer: int, tmp_path: Path) -> None:
+    """Requested under the name of any of its layers. `layer` counts the uses of block 0."""
+    case = make_case("7B")
+    uses = synthetic.hybrid_layers(case.config)[0::2]
+    skip = ["lm_head", f"model.layers.{uses[layer]}.shared_transformer.feed_forward.down_proj", "in_proj"]
+    directory = synthetic.write_checkpoint(tmp_path / "a", case.state, case.config)
+    model = quantize_on_load(directory, "nf4", llm_int8_skip_modules=skip)
+    plain = {name for name, module in linears(model).items() if not is_quantized(module)}
+    expected = {f"model.layers.{use}.shared_transformer.feed_forward.down_proj" for use in uses}
+    assert plain == expected | {name for name in linears(model) if name.endswith("in_proj")}
+    effective = effective_state(model, case.state)
+    assert_close(logits(model, case.ids), synthetic.forward(effective, case.config, case.ids), TOLERANCE)
+
+
+@pytest.mark.parametrize("storage", ["uint8", "float16", "bfloat16", "float32"])
+@pytest.mark.parametrize("method", ["nf4-double", "fp4"])
+def test_quant_storage(storage: str, method: str, tmp_path: Path) -> None:
+    case = make_case("7B")
+    directory = synthetic.write_checkpoint(tmp_path / "a", case.state, case.config)
+    model = quantize_on_load(directory, method, bnb_4bit_quant_storage=storage)
+    for module in linears(model).values():
+        assert module.weight.dtype == getattr(torch, storage)
+    effective = effective_state(model, case.state)
+    assert_close(logits(model, case.ids), synthetic.forward(effective, case.config, case.ids), TOLERANCE)
+    model.save_pretrained(tmp_path / "b")
+    again = load(tmp_path / "b", torch_dtype=torch.float32)
+    assert_same_weights(again, model, case.state)
+    assert torch.equal(logits(again, case.ids), logits(model, case.ids))
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("bfloat16", 0.08), ("float16", 0.02)])
+@pytest.mark.parametrize("method", ["nf4-double", "int8"])
+def test_16_bit_models(dtype: str, tolerance: float, method: str, tmp_path: Path) -> None:
+    case = make_case("1.2B")
+    state = {key: tensor.to(getattr(torch, dtype)) for key, tensor in case.state.items()}
+    directory = synthetic.write_checkpoint(tmp_path / "a", state, case.config)
+    more = {"bnb_4bit_compute_dtype": dtype} if method != "int8" else {}
+    model = load(directory, quantization_config=bnb_config(method, **more), torch_dtype=getattr(torch, dtype))
+    effective = effective_state(model, {key: tensor.float() for key, tensor in state.items()})
+    assert_close(logits(model, case.ids), synthetic.forward(effective, case.config, case.ids), tolerance)
+
+
+@pytest.mark.ours
+@pytest.mark.parametrize("method", ["nf4", "int8"])
+@pytest.mark.parametrize("quantized_before", [False, True])
+def test_differing_copies_are_kept(method: str, quantized_before: bool, tmp_path: Path) -> None:
+    case = make_case("7B")
+    state = synthetic.to_divergent(case.state, case.config)
+    if quantized_before:
+        directory = write_quantized(tmp_path / "a", quantized_state(state, method), case.config, method)
+        model = load(directory, torch_dtype=torch.float32)
+    else:
+        model = quantize_on_load(synthetic.write_checkpoint(tmp_path / "a", state, case.config), method)
+    untied, config = synthetic.to_untied(state, case.config)
+    effective = effective_state(model, untied)
+    assert_close(logits(model, case.ids), synthetic.forward(effective, config, case.ids), TOLERANCE)
+    model.save_pretrained(tmp_path / "b")
+    again = load(tmp_path / "b", torch_dtype=torch.float32)
+    assert torch.equal(logits(again, case.ids), logits(model, case.ids))
+
+
+@pytest.mark.parametrize("method", ["nf4-double", "int8"])
+def test_a_copy_of_the_model_computes_the_same(method: str, tmp_path: Path) -> None:
+    case = make_case("7B")
+    directory = synthetic.write_checkpoint(tmp_path / "a", case.state, case.config)
+    fresh = copy.deepcopy(model := quantize_on_load(directory, method))
+    wanted = logits(model, case.ids)
+    used = copy.deepcopy(model)
+    for twin in (fresh, used):
+        assert torch.equal(logits(twin, case.ids), wanted)
+        assert held_bytes(twin) == held_bytes(model)
+
+
+@pytest.mark.parametrize("method", ["nf4", "int8"])
+def test_generate_with_and_without_cache(method: str, tmp_path: Path) -> None:
+    case = make_case("7B")
+    model = quantize_on_load(synthetic.write_checkpoint(tmp_path / "a", case.state, case.config), method)
+    ids = case.ids[:, :9]
+    cached = model.generate(ids, max_new_tokens=12, do_sample=False, use_cache=True)
+    plain = model.generate(ids, max_new_tokens=12, do_sample=False, use_cache=False)
+    assert cached.shape == (1, 21) and torch.equal(cached, plain)
+
+
+def test_int8_with_rounded_activations(tmp_path: Path) -> None:
+    case = make_case("7B")
+    directory = synthetic.write_checkpoint(tmp_path / "a", case.state, case.config)
+    model = quantize_on_load(directory, "int8", llm_int8_threshold=6.0)
+    effective = effective_state(model, case.state)
+    assert_close(logits(model, case.ids), synthetic.forward(effective, case.config, case.ids), 0.1)
+
+
+@pytest.mark.parametrize("method", ["nf4", "int8"])
+def test_zamba(method: str, tmp_path: Path) -> None:
+    case = make_case(synthetic.ZAMBA1)
+    model = quantize_on_load(synthetic.write_checkpoint(tmp_path / "a", case.state, case.config), method)
+    shared = {n: m for n, m in linears(model).items() if "shared_transf" in n}
+    assert shared and all(is_quantized(module) for module in shared.values())
+    for name, module in shared.items():
+        first = next(n for n in shared if n.partition("shared_transf")[2] == name.partition("shared_transf")[2])
+        assert torch.equal(dequantized(module), dequantized(shared[first]))
+    wanted = logits(model, case.ids)
+    model.save_pretrained(tmp_path / "b")
+    again = load(tmp_path / "b", torch_dtype=torch.float32)
+    assert torch.equal(logits(again, case.ids), wanted)
+    assert held_bytes(again) == held_bytes(model)
