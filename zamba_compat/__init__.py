@@ -6,10 +6,14 @@ modules they mend are imported, so this import itself loads neither torch nor tr
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from .adapters import AdapterStatus, Registry
 from .errors import ZambaCompatError
 from .settings import configure, settings
-from .sharing import SharingMap
+
+if TYPE_CHECKING:
+    from .sharing import SharingMap
 
 __version__ = "0.1.0"
 __all__ = [
@@ -48,6 +52,14 @@ def install() -> None:
 def uninstall() -> None:
     """Take every adapter back; each mended class and module is left as it was found."""
     registry().disarm()
+
+
+def __getattr__(name: str) -> Any:
+    if name == "SharingMap":  # with json and its own patterns it would be a third of this import
+        from .sharing import SharingMap
+
+        return SharingMap
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def status() -> list[AdapterStatus]:

@@ -15,9 +15,8 @@ An adapter is declared with `Adapter`, or with several `Patch`es. A `Registry` a
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from ._engine.applier import Applier, place, warn
 from ._engine.declare import Adapter, Patch
@@ -30,8 +29,7 @@ __all__ = ["Adapter", "AdapterStatus", "Patch", "Registry", "State"]
 State = Literal["applied", "armed", "disarmed", "not needed", "unpinned", "refused", "failed"]
 
 
-@dataclass(frozen=True)
-class AdapterStatus:
+class AdapterStatus(NamedTuple):
     """What became of one adapter.
 
     Attributes:
@@ -56,7 +54,7 @@ class AdapterStatus:
 
     def as_dict(self) -> dict[str, Any]:
         """The same as plain JSON types."""
-        return {**asdict(self), "targets": list(self.targets)}
+        return {**self._asdict(), "targets": list(self.targets)}
 
 
 class Registry:

@@ -24,7 +24,9 @@ from zamba_compat.errors import ConfigError
 Dialect = Literal["classic", "current", "zyphra-fork", "zyphra-native"]
 
 MODEL_TYPES = ("zamba2", "zamba")
-_MAMBA, _HYBRID = ("mamba", "linear_attention", "m"), ("hybrid", "g")
+# The name of a Mamba layer in releases before 5.13 by that in later ones, and the other way round.
+OLDER_TYPES, NEWER_TYPES = {"linear_attention": "mamba"}, {"mamba": "linear_attention"}
+_MAMBA, _HYBRID = (*NEWER_TYPES, *OLDER_TYPES, "m"), ("hybrid", "g")
 _LAYER_LISTS = ("layers_block_type", "layer_types", "layer_mapping")
 _NATIVE_NAMES = {
     "num_layers": "num_hidden_layers",
@@ -138,7 +140,7 @@ def to_release_config(config: object, dialect: Literal["classic", "current"] = "
         return out
     if dialect != "current":
         _refuse(f"{dialect!r} is no dialect to write.", None, 'Use "classic" or "current".')
-    out["layers_block_type"] = ["linear_attention" if t == "mamba" else t for t in out["layers_block_type"]]
+    out["layers_block_type"] = [NEWER_TYPES.get(name, name) for name in out["layers_block_type"]]
     if "rope_theta" in out:
         scaling = out.pop("rope_scaling", None)
         rope = dict(scaling) if isinstance(scaling, Mapping) else {}
@@ -192,8 +194,7 @@ def _model_type(config: Mapping[str, Any], where: str) -> str:
     if found is None:
         _refuse("model_type is missing.", where, 'Add "model_type": "zamba2" if this is a Zamba2 config.')
     if found not in MODEL_TYPES:
-        remedy = "Only zamba2 and zamba are handled here."
-        _refuse(f"This config describes the architecture {found!r}.", where, remedy)
+        _refuse(f"This config describes the architecture {found!r}.", where, "Only zamba2 and zamba are handled here.")
     return str(found)
 
 
@@ -202,8 +203,7 @@ def _layer_types(value: object, key: str, where: str) -> list[str]:
         _refuse(f"{key} is {value!r}, not a list of layer types.", where)
     for layer, name in enumerate(value):
         if name not in _MAMBA + _HYBRID:
-            known = ", ".join(_MAMBA + _HYBRID)
-            _refuse(f"{key} calls layer {layer} {name!r}.", where, f"Known layer types: {known}.")
+            _refuse(f"{key} calls layer {layer} {name!r}.", where, f"Known layer types: {', '.join(_MAMBA + _HYBRID)}.")
     return ["hybrid" if name in _HYBRID else "mamba" for name in value]
 
 

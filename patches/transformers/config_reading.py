@@ -15,11 +15,11 @@ from typing import Any
 
 from zamba_compat.adapters import Adapter
 
-OLDER = {"linear_attention": "mamba"}
-NEWER = {"mamba": "linear_attention"}
 
+def _layer_types(kwargs: dict[str, Any], *, newer: bool = False) -> None:
+    from zamba_compat.dialects import NEWER_TYPES, OLDER_TYPES
 
-def _layer_types(kwargs: dict[str, Any], words: dict[str, str]) -> None:
+    words = NEWER_TYPES if newer else OLDER_TYPES
     types = kwargs.pop("layer_types", None) or kwargs.get("layers_block_type")
     if types is not None:
         kwargs["layers_block_type"] = [words.get(name, name) for name in types]
@@ -38,7 +38,7 @@ def _older_rope_and_dtype(kwargs: dict[str, Any]) -> None:
 
 def init_4x(original: Any) -> Any:
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
-        _layer_types(kwargs, OLDER)
+        _layer_types(kwargs)
         _older_rope_and_dtype(kwargs)
         original(self, *args, **kwargs)
 
@@ -47,7 +47,7 @@ def init_4x(original: Any) -> Any:
 
 def init_5x(original: Any) -> Any:
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
-        _layer_types(kwargs, OLDER)
+        _layer_types(kwargs)
         original(self, *args, **kwargs)
 
     return __init__
@@ -55,7 +55,7 @@ def init_5x(original: Any) -> Any:
 
 def init_newer_words(original: Any) -> Any:
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
-        _layer_types(kwargs, NEWER)
+        _layer_types(kwargs, newer=True)
         original(self, *args, **kwargs)
 
     return __init__
@@ -71,6 +71,7 @@ ADAPTERS = (
         target=TARGET,
         replace=init_4x,
         upstream="none known",
+        ends="continued by zamba2-config-reading-5x",
     ),
     Adapter(
         name="zamba2-config-reading-5x",
@@ -85,6 +86,7 @@ ADAPTERS = (
         target=ZAMBA,
         replace=init_5x,
         upstream="none known",
+        ends="continued by zamba-config-reading-newer-words",
     ),
     Adapter(
         name="zamba-config-reading-newer-words",

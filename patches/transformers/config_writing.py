@@ -13,17 +13,17 @@ from typing import Any
 
 from zamba_compat.adapters import Adapter
 
-MAMBA = {"linear_attention": "mamba"}
-
 
 def to_json_string(original: Any) -> Any:
     def to_json_string(self: Any, use_diff: bool = True) -> str:
         import json
 
+        from zamba_compat.dialects import OLDER_TYPES
+
         config = json.loads(original(self, use_diff=use_diff))
         types = config.pop("layer_types", None) or config.get("layers_block_type")
         if types is not None:
-            config["layers_block_type"] = [MAMBA.get(name, name) for name in types]
+            config["layers_block_type"] = [OLDER_TYPES.get(name, name) for name in types]
         rope = config.get("rope_parameters")
         if rope:
             config["rope_theta"] = rope.get("rope_theta", 10000.0)

@@ -10,13 +10,14 @@ Goes:     when the method names the parameter again, or generate looks elsewhere
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 from zamba_compat.adapters import Adapter
 
 
 def prepare_inputs_for_generation(original: Any) -> Any:
+    import inspect
+
     def prepare_inputs_for_generation(self: Any, input_ids: Any, inputs_embeds: Any = None, **kwargs: Any) -> Any:
         return original(self, input_ids, inputs_embeds=inputs_embeds, **kwargs)
 

@@ -11,7 +11,6 @@ Goes:     when upstream rescales in the rotary embedding.
 
 from __future__ import annotations
 
-import copy
 import math
 from typing import Any
 
@@ -56,6 +55,8 @@ def config_init(original: Any) -> Any:
 
 
 def rotary_init(original: Any) -> Any:
+    import copy
+
     def __init__(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
         scaled = copy.copy(config)
         scaled.rope_theta = rescaled_theta(config, config.rope_theta)
@@ -66,6 +67,8 @@ def rotary_init(original: Any) -> Any:
 
 
 def default_rope_parameters(original: Any) -> Any:
+    import copy
+
     def compute_default_rope_parameters(config: Any, *args: Any, **kwargs: Any) -> Any:
         theta = rescaled_theta(config, config.rope_parameters["rope_theta"])
         scaled = copy.copy(config)
@@ -84,6 +87,7 @@ ADAPTERS = (
         target="transformers.models.zamba2.configuration_zamba2:Zamba2Config.__init__",
         replace=config_init,
         upstream="none known",
+        ends="continued by zamba2-long-context-5x",
     ),
     Adapter(
         name="zamba2-long-context-4x",
@@ -92,6 +96,7 @@ ADAPTERS = (
         replace=rotary_init,
         signature=("self", "config", ...),
         upstream="none known",
+        ends="continued by zamba2-long-context-5x",
     ),
     Adapter(
         name="zamba2-long-context-5x",

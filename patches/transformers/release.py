@@ -9,8 +9,6 @@ Goes:     never; NEWEST and the lower bound of zamba2-newer-release move with th
 from __future__ import annotations
 
 import functools
-import importlib.util
-from pathlib import Path
 from typing import Any
 
 from zamba_compat.adapters import Adapter
@@ -22,7 +20,9 @@ REMEDY = f"Install transformers>={OLDEST.removesuffix('.0')}."
 
 def release_fault() -> str | None:
     """Why the installed transformers cannot run Zamba2 at all, or None. Nothing is imported."""
+    import importlib.util
     from importlib.metadata import version
+    from pathlib import Path
 
     spec = importlib.util.find_spec("transformers")
     if spec is None:

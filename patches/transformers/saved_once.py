@@ -13,13 +13,14 @@ Goes:     when upstream drops the quant state of a weight that it drops.
 from __future__ import annotations
 
 import functools
-import inspect
 from typing import Any
 
 from zamba_compat.adapters import Adapter
 
 
 def save(original: Any) -> Any:
+    import inspect
+
     signature = inspect.signature(original)
 
     @functools.wraps(original)

@@ -13,11 +13,12 @@ from __future__ import annotations
 from typing import Any
 
 from zamba_compat.adapters import Adapter
-from zamba_compat.sharing import SharingMap
 
 
 def duplicates(config: Any, block: str) -> list[str]:
     """Patterns for every name of a shared tensor but the canonical one."""
+    from zamba_compat.sharing import SharingMap
+
     return [
         rf"^(?:model\.)?layers\.{p.layer}\.{block}\."
         for p in SharingMap.from_config(config).positions

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from threading import RLock
 from types import ModuleType
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from ..errors import AdapterError
 from . import imports
@@ -17,8 +16,7 @@ from .releases import Verdict, import_name, installed_version, judge
 from .targets import MISSING, Drift, check, find, stamp, unwrap
 
 
-@dataclass(frozen=True)
-class Failure:
+class Failure(NamedTuple):
     """What took the adapters of one library back."""
 
     adapter: str

@@ -1,25 +1,22 @@
-"""What an adapter declares. Nothing here imports the library it is for."""
+"""What an adapter declares. Nothing here imports the library it is for.
+
+Everything below runs on `import zamba_compat`: plain classes, since the dataclasses module costs a third of it.
+"""
 
 from __future__ import annotations
 
 import importlib
-import re
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import AdapterError
 from .releases import Pin
 from .targets import Signature
 
-_TARGET = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*")
-_NAME = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
-
 Factory = Callable[[Any], Any]
 
 
-@dataclass(frozen=True, kw_only=True)
 class Patch:
     """One attribute to replace.
 
@@ -39,29 +36,36 @@ class Patch:
         add: the owner must not hold the attribute itself; reverting deletes it.
     """
 
-    target: str
-    replace: Factory | str
-    signature: Signature | None = None
-    optional: bool = False
-    add: bool = False
+    __slots__ = ("add", "optional", "replace", "signature", "target")
 
-    def __post_init__(self) -> None:
-        if _TARGET.fullmatch(self.target) is None:
+    def __init__(
+        self,
+        *,
+        target: str,
+        replace: Factory | str,
+        signature: Signature | None = None,
+        optional: bool = False,
+        add: bool = False,
+    ) -> None:
+        if not _is_target(target):
+            raise AdapterError("A malformed target.", where=target, remedy='Write "package.module:Class.attribute".')
+        if isinstance(replace, str) and not _is_target(replace):
             raise AdapterError(
-                "A malformed target.", where=self.target, remedy='Write "package.module:Class.attribute".'
-            )
-        if isinstance(self.replace, str) and _TARGET.fullmatch(self.replace) is None:
-            raise AdapterError(
-                f"A malformed replacement {self.replace!r}.",
-                where=self.target,
+                f"A malformed replacement {replace!r}.",
+                where=target,
                 remedy='Write "package.module:factory", or pass the factory itself.',
             )
-        if self.add and (self.optional or self.signature is not None):
+        if add and (optional or signature is not None):
             raise AdapterError(
                 "An attribute to add has no original to be optional or to compare.",
-                where=self.target,
+                where=target,
                 remedy="Leave optional and signature out.",
             )
+        self.target, self.replace, self.signature = target, replace, signature
+        self.optional, self.add = optional, add
+
+    def __repr__(self) -> str:
+        return f"Patch({self.target!r})"
 
     @property
     def module(self) -> str:
@@ -85,7 +89,6 @@ class Patch:
         return made
 
 
-@dataclass(frozen=True, kw_only=True)
 class Adapter:
     """What mends one upstream defect in the releases that have it.
 
@@ -100,66 +103,67 @@ class Adapter:
         summary: one line; by default the first docstring line of the module that declares the adapter.
         condition: called once per arming, when the first of the adapter's modules has been imported; returns
             a reason not to apply it, or None.
-        ends: what the release at the upper bound did, for `status()`: "fixed in 5.17". None if the defect
+        ends: what the release at the upper bound did, for `status()`: "fixed" is told as "fixed in 5.17";
+            "continued by NAME" if it has the defect in a form that another adapter is for. None if the defect
             is still there and the bound is only where testing ends: a newer release is then "unpinned".
 
     Raises:
         AdapterError: at construction, if any of this is malformed.
     """
 
-    name: str
-    requires: str | tuple[str, ...]
-    upstream: str
-    patches: tuple[Patch, ...] = ()
-    summary: str = ""
-    condition: Callable[[], str | None] | None = None
-    ends: str | None = "fixed"
-    target: str | None = None
-    replace: Factory | str | None = None
-    signature: Signature | None = None
-    optional: bool = False
-    add: bool = False
-    pins: tuple[Pin, ...] = field(init=False, repr=False)
+    __slots__ = ("condition", "ends", "name", "patches", "pins", "requires", "summary", "upstream")
 
-    def __post_init__(self) -> None:
-        where = f"adapter {self.name}"
-        if _NAME.fullmatch(self.name) is None:
+    def __init__(
+        self,
+        *,
+        name: str,
+        requires: str | tuple[str, ...],
+        upstream: str,
+        patches: tuple[Patch, ...] = (),
+        summary: str = "",
+        condition: Callable[[], str | None] | None = None,
+        ends: str | None = "fixed",
+        target: str | None = None,
+        replace: Factory | str | None = None,
+        signature: Signature | None = None,
+        optional: bool = False,
+        add: bool = False,
+    ) -> None:
+        where = f"adapter {name}"
+        if not all(word.isascii() and word.isalnum() and word == word.lower() for word in name.split("-")):
             raise AdapterError("A malformed name.", where=where, remedy="Write lower-case words joined by hyphens.")
-        requirements = (self.requires,) if isinstance(self.requires, str) else self.requires
+        requirements = (requires,) if isinstance(requires, str) else requires
         if not requirements:
             raise AdapterError("No requirement.", where=where, remedy="Say which releases it is for.")
-        object.__setattr__(self, "pins", tuple(Pin.parse(text, where=where) for text in requirements))
-        several = bool(self.patches) if self.target is None else self.targets not in ((), (self.target,))
-        if (self.target is None) != (self.replace is None) or several != (self.target is None):
+        if (target is None) != (replace is None) or (target is None) != bool(patches):
             raise AdapterError(
                 "Neither one target nor patches, or both.",
                 where=where,
                 remedy="Give target and replace, or patches.",
             )
-        if self.target is not None and self.replace is not None:
-            patch = Patch(
-                target=self.target,
-                replace=self.replace,
-                signature=self.signature,
-                optional=self.optional,
-                add=self.add,
-            )
-            object.__setattr__(self, "patches", (patch,))
-        elif self.signature is not None or self.optional or self.add:
+        if target is not None and replace is not None:
+            patches = (Patch(target=target, replace=replace, signature=signature, optional=optional, add=add),)
+        elif signature is not None or optional or add:
             raise AdapterError(
                 "signature, optional and add without a target.",
                 where=where,
                 remedy="Give them to the patches.",
             )
-        if len(set(self.targets)) < len(self.targets):
-            raise AdapterError("A target named twice.", where=where, remedy="Give each target one patch.")
-        object.__setattr__(self, "summary", self.summary or _first_docstring_line())
-        if not self.summary or not self.upstream:
+        summary = summary or _first_docstring_line()
+        if not summary or not upstream:
             raise AdapterError(
                 "No summary or no upstream reference.",
                 where=where,
                 remedy='Open the declaring module with a docstring; write "none known" if nothing is.',
             )
+        self.name, self.requires, self.upstream, self.patches = name, requires, upstream, patches
+        self.summary, self.condition, self.ends = summary, condition, ends
+        self.pins = tuple(Pin.parse(text, where=where) for text in requirements)
+        if len(set(self.targets)) < len(patches):
+            raise AdapterError("A target named twice.", where=where, remedy="Give each target one patch.")
+
+    def __repr__(self) -> str:
+        return f"Adapter({self.name!r})"
 
     @property
     def library(self) -> str:
@@ -175,6 +179,11 @@ class Adapter:
     def targets(self) -> tuple[str, ...]:
         """Every target, in the order they are patched."""
         return tuple(patch.target for patch in self.patches)
+
+
+def _is_target(text: str) -> bool:
+    module, colon, path = text.partition(":")
+    return bool(colon) and all(name.isidentifier() for name in (*module.split("."), *path.split(".")))
 
 
 def _first_docstring_line() -> str:

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from .declare import Adapter, Patch
 from .targets import MISSING, Slot, chain, unwrap
 
 
-@dataclass(frozen=True, eq=False)
 class Record:
     """One replacement: what a slot held itself before (or MISSING) and what it was given."""
 
-    adapter: Adapter
-    patch: Patch
-    slot: Slot
-    saved: Any
-    installed: Any
+    __slots__ = ("adapter", "installed", "patch", "saved", "slot")
+
+    def __init__(self, adapter: Adapter, patch: Patch, slot: Slot, saved: Any, installed: Any) -> None:
+        self.adapter, self.patch, self.slot = adapter, patch, slot
+        self.saved, self.installed = saved, installed
 
     def undo(self) -> bool:
         """Put back what was there, unless something else has been put there since."""

@@ -8,8 +8,7 @@ from __future__ import annotations
 import re
 import sys
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from ..errors import AdapterError
 
@@ -24,8 +23,7 @@ _SPECIFIER = re.compile(
 _REMEDY = 'Write a requirement with both bounds, such as "transformers>=5.1,<5.17".'
 
 
-@dataclass(frozen=True)
-class Pin:
+class Pin(NamedTuple):
     """One requirement: a library and the range of its releases, as (operator, version) pairs."""
 
     library: str
@@ -62,8 +60,7 @@ class Pin:
         return cls(match["library"], ",".join(f"{op}{version}" for op, version in specifiers), specifiers)
 
 
-@dataclass(frozen=True)
-class Verdict:
+class Verdict(NamedTuple):
     """Where a release lies: inside the range, outside it, or beyond what is known ("unpinned")."""
 
     kind: Literal["inside", "outside", "unpinned"]

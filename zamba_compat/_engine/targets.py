@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from types import EllipsisType, FunctionType, ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from inspect import Parameter
 
 MARK = "__zamba_compat__"
 Signature = tuple[str | EllipsisType, ...]
@@ -26,12 +27,13 @@ class _Missing:
 MISSING: Any = _Missing()
 
 
-@dataclass(frozen=True)
 class Slot:
     """An attribute by its owner, a class or a module, and its name."""
 
-    owner: Any
-    name: str
+    __slots__ = ("name", "owner")
+
+    def __init__(self, owner: Any, name: str) -> None:
+        self.owner, self.name = owner, name
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Slot) and self.owner is other.owner and self.name == other.name
@@ -95,6 +97,8 @@ def check(original: Any, signature: Signature) -> None:
     Raises:
         Drift: if they differ, or if the original has no signature.
     """
+    import inspect  # as much as half of `import zamba_compat`, and needed only once a target is imported
+
     try:
         parameters = [_spelled(parameter) for parameter in inspect.signature(original).parameters.values()]
     except (TypeError, ValueError) as error:
@@ -148,7 +152,7 @@ def _named(descriptor: functools.cached_property[Any], slot: Slot) -> functools.
     return descriptor
 
 
-def _spelled(parameter: inspect.Parameter) -> str:
-    if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
+def _spelled(parameter: Parameter) -> str:
+    if parameter.kind is parameter.VAR_POSITIONAL:
         return f"*{parameter.name}"
-    return f"**{parameter.name}" if parameter.kind is inspect.Parameter.VAR_KEYWORD else parameter.name
+    return f"**{parameter.name}" if parameter.kind is parameter.VAR_KEYWORD else parameter.name

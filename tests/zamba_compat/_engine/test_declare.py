@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import subprocess
 import sys
 from collections.abc import Callable
@@ -31,12 +30,13 @@ def adapter(**overrides: Any) -> Adapter:
 
 def test_the_short_form_is_one_patch() -> None:
     short = adapter(signature=("self", ...))
-    patch = Patch(target="lib.mod:Class.method", replace=same, signature=("self", ...))
-    assert short.patches == (patch,)
+    (patch,) = short.patches
+    assert (patch.target, patch.replace, patch.signature) == ("lib.mod:Class.method", same, ("self", ...))
+    assert (patch.optional, patch.add) == (False, False)
     assert (patch.module, patch.path) == ("lib.mod", "Class.method")
     assert short.library == "lib"
     assert short.targets == ("lib.mod:Class.method",)
-    assert dataclasses.replace(short, name="other").patches == (patch,)
+    assert (repr(short), repr(patch)) == ("Adapter('block-order')", "Patch('lib.mod:Class.method')")
 
 
 def test_the_summary_is_the_first_line_of_the_declaring_module() -> None:
@@ -56,6 +56,8 @@ def test_names_the_modules_and_targets_in_order() -> None:
     [
         ({"name": "Block Order"}, "malformed name"),
         ({"name": ""}, "malformed name"),
+        ({"name": "block--order"}, "malformed name"),
+        ({"name": "block-\N{SUPERSCRIPT TWO}"}, "malformed name"),
         ({"requires": "lib>=5.1"}, "No upper bound"),
         ({"requires": ("lib>=5.1,<5.17", "other<2")}, "No lower bound"),
         ({"requires": ()}, "No requirement"),
@@ -71,6 +73,9 @@ def test_names_the_modules_and_targets_in_order() -> None:
         ({"target": "lib.mod.Class.method"}, "malformed target"),
         ({"target": "lib.mod:"}, "malformed target"),
         ({"target": "lib..mod:f"}, "malformed target"),
+        ({"target": "lib.mod:f:g"}, "malformed target"),
+        ({"target": "lib.mod:f()"}, "malformed target"),
+        ({"target": "lib.5:f"}, "malformed target"),
         ({"replace": "zamba_compat.patches.scan"}, "malformed replacement"),
         ({"upstream": ""}, "no upstream"),
         ({"add": True, "optional": True}, "no original"),
