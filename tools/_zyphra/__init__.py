@@ -1,0 +1,1 @@
+"""Helpers of check_zyphra.py."""

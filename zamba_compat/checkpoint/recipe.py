@@ -1,0 +1,31 @@
+"""How one tensor of a converted checkpoint is made from the stored ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """`make(*[read(name) for name in sources])`, or the single source unchanged when make is None.
+
+    Attributes:
+        sources: stored names, in the order `make` takes them.
+        make: a pure function of the source tensors; None copies the only source bit for bit.
+        shape: of the result; None means that of the single source.
+        dtype: of the result, in the words of safetensors ("BF16", "F32"); None means that of the single source.
+    """
+
+    sources: tuple[str, ...]
+    make: Callable[..., Tensor] | None = None
+    shape: tuple[int, ...] | None = None
+    dtype: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.make is None and len(self.sources) != 1:
+            raise ValueError(f"without a function to combine them, {len(self.sources)} sources make no tensor")
