@@ -128,17 +128,3 @@ def write_quantized(directory: Path, stored: State, config: synthetic.Config, me
     """Write a pre-quantized checkpoint; its config.json says what the installed release would."""
     words = bnb_config(method, **more).to_dict()
     return synthetic.write_checkpoint(directory, stored, {**config, "quantization_config": words})
-
-
-def held_bytes(model: nn.Module) -> int:
-    """Bytes in distinct storages of parameters, buffers and quant states."""
-    tensors = [*model.parameters(), *model.buffers()]
-    for module in filter(is_quantized, model.modules()):
-        if (quant_state := getattr(module.weight, "quant_state", None)) is not None:
-            tensors += [quant_state.absmax, quant_state.code]
-            if quant_state.nested:
-                tensors += [quant_state.state2.absmax, quant_state.state2.code, quant_state.offset]
-        for holder in (module.weight, getattr(module, "state", None)):
-            tensors += [t for name in ("CB", "SCB") if isinstance(t := getattr(holder, name, None), Tensor)]
-    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
-    return sum(storages.values())

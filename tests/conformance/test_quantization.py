@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from _bench.footprint import held_bytes
 from conformance.helpers import assert_close, lay_out, load, logits, relative, shared_storages
 from conformance.helpers import case as make_case
 from conformance.quantization import (
@@ -17,7 +18,6 @@ from conformance.quantization import (
     bnb_config,
     dequantized,
     effective_state,
-    held_bytes,
     is_quantized,
     linears,
     quantized_state,

@@ -24,18 +24,22 @@ def _status(field: str) -> int:
 
 @contextmanager
 def measured(interval: float = 0.005) -> Iterator[dict[str, float]]:
-    """Seconds, and the peak of anonymous memory above what was there before, in bytes.
+    """Seconds, and the peaks of anonymous and of all resident memory above what was there before, in bytes.
 
     Anonymous memory is what the process cannot give back; pages mapped from files are the kernel's to drop.
     """
     result: dict[str, float] = {}
-    before = _status("RssAnon")
-    peak, done = before, threading.Event()
+    fields = {"RssAnon": "peak_bytes", "VmRSS": "resident_bytes"}
+    before = {field: _status(field) for field in fields}
+    peaks, done = dict(before), threading.Event()
+
+    def look() -> None:
+        for field in fields:
+            peaks[field] = max(peaks[field], _status(field))
 
     def watch() -> None:
-        nonlocal peak
         while not done.wait(interval):
-            peak = max(peak, _status("RssAnon"))
+            look()
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -46,12 +50,14 @@ def measured(interval: float = 0.005) -> Iterator[dict[str, float]]:
         result["seconds"] = time.perf_counter() - start
         done.set()
         thread.join()
-        result["peak_bytes"] = max(peak, _status("RssAnon")) - before
+        look()
+        for field, name in fields.items():
+            result[name] = peaks[field] - before[field]
 
 
 def in_process(code: str, *arguments: str, env: dict[str, str] | None = None) -> dict[str, Any]:
     """Run Python code in a process of its own; it prints one JSON object as its last line."""
-    quiet = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    quiet = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "TQDM_DISABLE": "1"}
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments],
         capture_output=True,
