@@ -19,6 +19,7 @@ from .transformers import (
     embeddings_generation,
     hybrid_cache_reset,
     long_context,
+    packed_weight_cast,
     plain_scan,
     quant_state_per_module,
     rehydrate,
@@ -52,9 +53,10 @@ ADAPTERS: tuple[Adapter, ...] = (
     # Loading.
     *rehydrate.ADAPTERS,
     # Quantization.
-    cpu_refused.ADAPTER,
+    *cpu_refused.ADAPTERS,
+    *packed_weight_cast.ADAPTERS,
     *shared_skipped.ADAPTERS,
-    quant_state_per_module.ADAPTER,
+    *quant_state_per_module.ADAPTERS,
     # Numbers and decoding.
     time_step_limit.ADAPTER,
     *plain_scan.ADAPTERS,

@@ -9,7 +9,7 @@ import copy
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from .errors import CheckpointError
+from .errors import CheckpointError, UnsupportedReleaseError
 from .settings import settings
 from .sharing import SharingMap
 
@@ -69,7 +69,11 @@ def with_skip_list(quantization_config: Any, model: nn.Module, default: Iterable
     """A copy of the BitsAndBytesConfig that names every module it skips.
 
     Said in full, the list is saved with the checkpoint, and releases that would skip all tied parameters read it too.
+
+    Raises:
+        UnsupportedReleaseError: the installed bitsandbytes cannot do what is asked for.
     """
+    refuse_fp4(quantization_config)
     chosen = copy.copy(quantization_config)
     sharing = SharingMap.from_config(model.config)
     chosen.llm_int8_skip_modules = skip_list(sharing, quantization_config.llm_int8_skip_modules, default)
@@ -122,15 +126,54 @@ def fit_to_stored(model: nn.Module, names: Collection[str], quantization_config:
 
 
 def share_states(model: nn.Module) -> None:
-    """Let the modules of a block's positions share what bitsandbytes keeps on a module, after loading and tying.
+    """Let the modules of a block's positions share their 8-bit state, after loading and tying.
 
-    Where each position has modules of its own over one parameter, 8-bit needs one MatmulLtState: the first forward
-    moves the quantized weight from the parameter into it. Where positions share the modules, nothing is to do.
+    The first forward moves the quantized weight from the parameter into the module's `state`. Where each position has
+    modules of its own over one parameter, they need one state; where positions share the modules, they have it.
     """
+    for module in filter(is_quantized, model.modules()):
+        weight: Any = module.weight
+        # Where bitsandbytes before 0.48 left it empty, the forward would quantize the quantized weight.
+        if getattr(weight, "SCB", None) is not None and weight.CB is None:
+            weight.CB = weight.data
     for module, canonical in _tied_modules(model):
-        for name in ("state", "quant_state"):
-            if is_quantized(canonical) and hasattr(canonical, name):
-                setattr(module, name, getattr(canonical, name))
+        if is_quantized(canonical) and hasattr(canonical, "state"):
+            module.state = canonical.state
+
+
+def refuse_on_cpu() -> None:
+    """Say which bitsandbytes to take for a CPU.
+
+    Raises:
+        UnsupportedReleaseError: always.
+    """
+    raise UnsupportedReleaseError(
+        f"bitsandbytes {_installed()} cannot quantize on a CPU, and there is no GPU.",
+        remedy="Install bitsandbytes>=0.48,<0.51; 0.46.1 is the oldest that runs on a CPU.",
+    )
+
+
+def refuse_fp4(quantization_config: Any) -> None:
+    """Say which bitsandbytes to take for FP4 on a CPU.
+
+    Raises:
+        UnsupportedReleaseError: the one installed has NF4 only, and there is no GPU.
+    """
+    import torch
+    from packaging.version import Version
+
+    wanted = quantization_config.load_in_4bit and quantization_config.bnb_4bit_quant_type == "fp4"
+    if wanted and Version(_installed()) < Version("0.47") and not torch.cuda.is_available():
+        raise UnsupportedReleaseError(
+            f"bitsandbytes {_installed()} has no FP4 on a CPU, and there is no GPU.",
+            remedy="Install bitsandbytes>=0.47,<0.51, or choose bnb_4bit_quant_type='nf4'.",
+        )
+
+
+def _installed() -> str:
+    from importlib.metadata import version
+
+    return version("bitsandbytes")
 
 
 def once(state_dict: Mapping[str, Any], sharing: SharingMap) -> dict[str, Any]:

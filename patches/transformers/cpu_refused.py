@@ -26,12 +26,38 @@ def validate(original: Any) -> Any:
     return _validate_bnb_multi_backend_availability
 
 
-ADAPTER = Adapter(
-    name="bitsandbytes-cpu-refused",
-    requires="transformers>=4.49,<4.53",
-    target="transformers.integrations.bitsandbytes:_validate_bnb_multi_backend_availability",
-    replace=validate,
-    signature=("raise_exception",),
-    upstream="none known",
-    ends="fixed in 4.53",
+def refuse(original: Any) -> Any:
+    def _validate_bnb_cuda_backend_availability(raise_exception: bool) -> Any:
+        import torch
+
+        if raise_exception and not torch.cuda.is_available():
+            from zamba_compat.quantized import refuse_on_cpu
+
+            refuse_on_cpu()
+        return original(raise_exception)
+
+    return _validate_bnb_cuda_backend_availability
+
+
+MODULE = "transformers.integrations.bitsandbytes"
+ADAPTERS = (
+    Adapter(
+        name="bitsandbytes-cpu-refused",
+        requires="transformers>=4.49,<4.53",
+        target=f"{MODULE}:_validate_bnb_multi_backend_availability",
+        replace=validate,
+        signature=("raise_exception",),
+        upstream="none known",
+        ends="fixed in 4.53",
+    ),
+    Adapter(
+        name="bitsandbytes-too-old-for-a-cpu",
+        requires="transformers>=4.49,<5",
+        target=f"{MODULE}:_validate_bnb_cuda_backend_availability",
+        replace=refuse,
+        signature=("raise_exception",),
+        summary="Say which bitsandbytes can quantize on a CPU, instead of that CUDA is required.",
+        upstream="none known",
+        ends="refuses old releases of bitsandbytes by itself",
+    ),
 )

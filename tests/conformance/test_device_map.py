@@ -1,0 +1,231 @@
+"""from_pretrained(device_map=...): a shared block lives in one place, under every name, and computes the same."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from conformance.helpers import case as make_case
+from conformance.helpers import lay_out, load, logits, relative, shared_storages
+from support import synthetic
+
+REST = {"model.embed_tokens": "cpu", "model.final_layernorm": "cpu", "model.rotary_emb": "cpu", "lm_head": "cpu"}
+
+
+def by_layer(config: synthetic.Config, place: Callable[[int], str]) -> dict[str, str]:
+    return REST | {f"model.layers.{layer}": place(layer) for layer in range(config["num_hidden_layers"])}
+
+
+def write(directory: Path, case: synthetic.Case, layout: str = "hub", **options: Any) -> Path:
+    return synthetic.write_checkpoint(directory, lay_out(case.state, case.config, layout), case.config, **options)
+
+
+def assert_same(model: Any, directory: Path, case: synthetic.Case) -> None:
+    plain = load(directory)
+    assert torch.equal(logits(model, case.ids), logits(plain, case.ids))
+    options = {"max_new_tokens": 4, "do_sample": False}
+    assert torch.equal(model.generate(case.ids, **options), plain.generate(case.ids, **options))
+
+
+def assert_places(model: Any, case: synthetic.Case, on_disk: Callable[[int], bool]) -> None:
+    """Each block is where `on_disk` puts its first layer; what is in memory is there once."""
+    hybrid, blocks = case.config["hybrid_layer_ids"], case.config["num_mem_blocks"]
+    for position, layer in enumerate(hybrid):
+        devices = {p.device.type for p in model.model.layers[layer].shared_transformer.parameters()}
+        assert devices == {"meta" if on_disk(hybrid[position % blocks]) else "cpu"}
+    for suffix, found in shared_storages(model).items():
+        assert len(found - {0}) <= (1 if "adapter_list" in suffix else blocks), suffix
+
+
+@pytest.mark.parametrize("first", ["disk", "cpu"])
+@pytest.mark.parametrize("pattern", ["1.2B", "7B"])
+def test_positions_of_a_block_on_cpu_and_disk(pattern: str, first: str, tmp_path: Path) -> None:
+    case = make_case(pattern)
+    other = "cpu" if first == "disk" else "disk"
+    firsts = case.config["hybrid_layer_ids"][: case.config["num_mem_blocks"]]
+    directory = write(tmp_path / "model", case)
+    model = load(directory, device_map=by_layer(case.config, lambda i: first if i in firsts else other))
+    assert_places(model, case, lambda _: first == "disk")
+    assert_same(model, directory, case)
+
+
+@pytest.mark.parametrize("places", ["everything", "layers", "one block", "one layer of the CPU's", "embeddings"])
+def test_explicit_maps(places: str, tmp_path: Path) -> None:
+    case = make_case("7B")
+    first, second = case.config["hybrid_layer_ids"][:2]
+    block = f"model.layers.{first}.shared_transformer"
+    device_map, on_disk = {
+        "everything": ({"": "disk"}, lambda _: True),
+        "layers": (by_layer(case.config, lambda _: "disk"), lambda _: True),
+        "one block": ({"": "cpu", block: "disk"}, lambda layer: layer == first),
+        "one layer of the CPU's": ({"": "cpu", f"model.layers.{second}": "disk"}, lambda layer: layer == second),
+        "embeddings": (by_layer(case.config, lambda _: "cpu") | {"model.embed_tokens": "disk"}, lambda _: False),
+    }[places]
+    given = dict(device_map)
+    directory = write(tmp_path / "model", case)
+    model = load(directory, device_map=device_map)
+    assert device_map == given
+    assert_places(model, case, on_disk)
+    assert_same(model, directory, case)
+
+
+@pytest.mark.parametrize("limit", [None, 600_000, 1_200_000])
+def test_auto(limit: int | None, tmp_path: Path) -> None:
+    case = make_case("7B")
+    directory = write(tmp_path / "model", case)
+    model = load(directory, device_map="auto", max_memory=None if limit is None else {"cpu": limit})
+    in_memory = {p.data_ptr(): p.nbytes for p in model.parameters() if p.device.type != "meta"}
+    if limit is not None:
+        assert sum(in_memory.values()) <= limit
+        assert "disk" in model.hf_device_map.values()
+    assert_same(model, directory, case)
+
+
+def test_one_device(tmp_path: Path) -> None:
+    case = make_case("7B")
+    directory = write(tmp_path / "model", case)
+    model = load(directory, device_map={"": "cpu"})
+    assert all(p.device.type == "cpu" for p in model.parameters())
+    assert_same(model, directory, case)
+
+
+@pytest.mark.parametrize("layout", ["expanded", "later-layer", "split"])
+@pytest.mark.parametrize("format", ["safetensors", "bin"])
+def test_layouts(layout: str, format: str, tmp_path: Path) -> None:
+    case = make_case("7B")
+    directory = write(tmp_path / "model", case, layout, max_shard_size=300_000, format=format)
+    first = case.config["hybrid_layer_ids"][0]
+    device_map = by_layer(case.config, lambda i: "disk" if i == first else "cpu")
+    model = load(directory, device_map=device_map, offload_folder=tmp_path / "offload")
+    written = list((tmp_path / "offload").glob("*")) if format == "safetensors" else []
+    assert not written, "what is in safetensors files is read from there"
+    assert_places(model, case, lambda layer: layer == first)
+    assert_same(model, directory, case)
+
+
+@pytest.mark.parametrize("auto", ["AutoModel", "AutoModelForSequenceClassification"])
+def test_other_heads(auto: str, tmp_path: Path) -> None:
+    case = make_case("7B")
+    directory = write(tmp_path / "model", case)
+    device_map: dict[str, str] = {"": "cpu"}
+    prefix = "" if auto == "AutoModel" else "model."
+    device_map[f"{prefix}layers.{case.config['hybrid_layer_ids'][0]}"] = "disk"
+    model = load(directory, auto, device_map=device_map)
+    base = getattr(model, "model", model)
+    with torch.no_grad():
+        hidden = base(case.ids, use_cache=False).last_hidden_state
+    assert relative(hidden @ case.state["model.embed_tokens.weight"].T, case.logits) < 2e-5
+    assert base.layers[case.config["hybrid_layer_ids"][2]].shared_transformer.self_attn.q_proj.weight.is_meta
+
+
+def test_an_offloaded_block_is_read_once_per_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from accelerate.utils import OffloadedWeightsLoader
+
+    case = make_case("7B")
+    model = load(write(tmp_path / "model", case), device_map={"": "disk"})
+    reads: Counter[str] = Counter()
+    read = OffloadedWeightsLoader.__getitem__
+
+    def counted(self: Any, key: str) -> Any:
+        reads[key.rpartition("shared_transformer.")[2]] += 1
+        return read(self, key)
+
+    monkeypatch.setattr(OffloadedWeightsLoader, "__getitem__", counted)
+    logits(model, case.ids)
+    assert reads["self_attn.q_proj.weight"] == len(case.config["hybrid_layer_ids"])
+
+
+@pytest.mark.parametrize("places", ["everything", "a block", "auto"])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_saving(places: str, dtype: str, tmp_path: Path) -> None:
+    from conformance.test_saving import stored_names
+
+    case = make_case("7B")
+    first = case.config["hybrid_layer_ids"][0]
+    options: dict[str, Any] = {
+        "everything": {"device_map": {"": "disk"}},
+        "a block": {"device_map": by_layer(case.config, lambda i: "disk" if i == first else "cpu")},
+        "auto": {"device_map": "auto", "max_memory": {"cpu": 600_000}},
+    }[places]
+    model = load(write(tmp_path / "a", case), torch_dtype=getattr(torch, dtype), **options)
+    model.save_pretrained(tmp_path / "b", max_shard_size="500KB")
+    assert stored_names(tmp_path / "b") == sorted(case.state)
+    again = load(tmp_path / "b", torch_dtype=getattr(torch, dtype)).state_dict()
+    for name, tensor in case.state.items():
+        assert torch.equal(again[name], tensor.to(getattr(torch, dtype))), name
+    logits(model, case.ids)  # the hooks are as they were
+
+
+@pytest.fixture
+def several_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ "cpu:1", "cpu:2" ... as devices: torch takes the names but forgets the number, and copies at every move."""
+    import accelerate.utils.modeling as modeling
+    import accelerate.utils.offload as offload
+
+    move, same, safe_open = torch.Tensor.to, modeling.check_device_same, offload.safe_open
+
+    def plain(device: Any) -> Any:
+        return "cpu" if isinstance(device, str | torch.device) and str(device).startswith("cpu") else device
+
+    def to(tensor: Any, *args: Any, **kwargs: Any) -> Any:
+        return move(tensor, *map(plain, args), **{name: plain(value) for name, value in kwargs.items()})
+
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    monkeypatch.setattr(modeling, "check_device_same", lambda a, b: a.type == b.type == "cpu" or same(a, b))
+    monkeypatch.setattr(offload, "safe_open", lambda file, framework, device: safe_open(file, framework, plain(device)))
+
+
+@pytest.mark.usefixtures("several_cpus")
+@pytest.mark.parametrize("places", [("cpu:1", "cpu:2"), ("cpu:1", "cpu"), ("cpu", "disk", "cpu:1")])
+def test_several_devices(places: tuple[str, ...], tmp_path: Path) -> None:
+    """Beside another device "cpu" is offloaded too: kept there, and moved in for each use."""
+    case = make_case("7B")
+    directory = write(tmp_path / "model", case)
+    device_map = by_layer(case.config, lambda i: places[i % len(places)]) | dict.fromkeys(REST, "cpu:1")
+    model = load(directory, device_map=device_map)
+    hybrid, blocks = case.config["hybrid_layer_ids"], case.config["num_mem_blocks"]
+    for position, layer in enumerate(hybrid):
+        name = f"model.layers.{layer}.shared_transformer"
+        assert place_of(model.hf_device_map, name) == places[hybrid[position % blocks] % len(places)]
+    offloaded = {"disk", "cpu"} & set(places)
+    assert_places(model, case, lambda layer: places[layer % len(places)] in offloaded)
+    assert_same(model, directory, case)
+
+
+def place_of(device_map: dict[str, str], name: str) -> str:
+    while name not in device_map:
+        name = name.rpartition(".")[0]
+    return device_map[name]
+
+
+@pytest.mark.ours
+@pytest.mark.parametrize("choice", ["keep", "mean"])
+def test_divergent_copies(choice: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = make_case("7B")
+    divergent = synthetic.to_divergent(case.state, case.config)
+    directory = synthetic.write_checkpoint(tmp_path / "model", divergent, case.config)
+    monkeypatch.setenv("ZAMBA_COMPAT_DIVERGENT", choice)
+    model = load(directory, device_map={"": "disk"}, offload_folder=tmp_path / "offload")
+    assert (tmp_path / "offload").exists() == (choice == "mean")
+    assert_same(model, directory, case)
+
+
+@pytest.mark.ours
+def test_refusals(tmp_path: Path) -> None:
+    from zamba_compat.errors import ZambaCompatError
+
+    case = make_case("7B")
+    directory = write(tmp_path / "bin", case, format="bin")
+    with pytest.raises(ZambaCompatError, match="not in safetensors files.*offload_folder"):
+        load(directory, device_map={"": "disk"})
+
+    directory = write(tmp_path / "model", case)
+    model = load(directory, device_map={"": "disk"})
+    with pytest.raises(ZambaCompatError, match="read from here.*another directory"):
+        model.save_pretrained(directory)
+    logits(model, case.ids)
