@@ -34,6 +34,10 @@ class DivergentCopiesError(CheckpointError):
     """Copies of one shared tensor that are present and different, where they were required to be equal."""
 
 
+class DestinationError(ZambaCompatError):
+    """A destination that cannot take a checkpoint: not empty, in use, read-only, full, or the source itself."""
+
+
 class AdapterError(ZambaCompatError):
     """An adapter that cannot be applied, or whose target is not what its pin says.
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from .copies import mean, relative_distance, same_bits
 from .errors import CheckpointError, DivergentCopiesError, MissingTensorError
 from .sharing import SharingMap
 
@@ -197,8 +198,6 @@ def _named(missing: list[str], sharing: SharingMap) -> str:
 
 def _distance(names: tuple[str, ...], read: Read) -> float | None:
     """None when all copies are equal bit for bit, else the largest relative distance to the first one."""
-    import torch
-
     first, worst = read(names[0]), None
     for name in names[1:]:
         copy = read(name)
@@ -208,34 +207,17 @@ def _distance(names: tuple[str, ...], read: Read) -> float | None:
                 where=name,
                 remedy="Copies of a shared tensor must agree in dtype and shape; remove the wrong one.",
             )
-        if copy.data_ptr() == first.data_ptr() or _same_bits(first, copy):
-            continue
-        a, b = first.to(torch.float32), copy.to(torch.float32)
-        scale = torch.linalg.vector_norm(a).item()
-        distance = torch.linalg.vector_norm(b - a).item()
-        worst = max(worst or 0.0, distance / scale if scale else float("inf"))
+        if copy.data_ptr() != first.data_ptr() and not same_bits(first, copy):
+            worst = max(worst or 0.0, relative_distance(first, copy))
     return worst
 
 
-def _same_bits(a: Tensor, b: Tensor) -> bool:
-    import torch
-
-    integer = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[a.element_size()]
-    return torch.equal(a.contiguous().view(integer), b.contiguous().view(integer))
-
-
 def _mean(divergence: Divergence, read: Read) -> Tensor:
-    import torch
-
-    total: Tensor | None = None
-    for name in divergence.copies:
-        copy = read(name)
-        if not copy.is_floating_point():
-            raise DivergentCopiesError(
-                f"copies differ and are stored as {copy.dtype}, which cannot be averaged.",
-                where=divergence.key,
-                remedy="Choose divergent='keep' or 'first', or convert the unquantized checkpoint.",
-            )
-        total = copy.to(torch.float64) if total is None else total + copy.to(torch.float64)
-    assert total is not None
-    return (total / len(divergence.copies)).to(copy.dtype)
+    tensors = [read(name) for name in divergence.copies]
+    if not tensors[0].is_floating_point():
+        raise DivergentCopiesError(
+            f"copies differ and are stored as {tensors[0].dtype}, which cannot be averaged.",
+            where=divergence.key,
+            remedy="Choose divergent='keep' or 'first', or convert the unquantized checkpoint.",
+        )
+    return mean(tensors)

@@ -9,7 +9,11 @@ from collections.abc import Sequence
 
 from zamba_compat.errors import ZambaCompatError
 
-COMMANDS = {"doctor": "what is installed, which adapters apply, whether Zamba2 is built right here"}
+# Command -> its module and what it does.
+COMMANDS = {
+    "doctor": ("doctor", "what is installed, which adapters apply, whether Zamba2 is built right here"),
+    "convert-checkpoint": ("convert", "a checkpoint from any layout to another"),
+}
 
 EXIT_OK, EXIT_FAULT, EXIT_USAGE, EXIT_ERROR = 0, 1, 2, 3
 
@@ -24,8 +28,8 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"zamba-compat {__version__}")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name, summary in COMMANDS.items():
-        module = importlib.import_module(f"zamba_compat.cli.{name}")
+    for name, (file, summary) in COMMANDS.items():
+        module = importlib.import_module(f"zamba_compat.cli.{file}")
         sub = commands.add_parser(name, help=summary, description=module.__doc__)
         sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
         module.add_arguments(sub)

@@ -1,0 +1,137 @@
+"""What a person names as a checkpoint: a directory, an index, a single file, or a hub id in the local cache."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NoReturn
+
+from zamba_compat.errors import CheckpointError
+
+from .files import stays_inside
+
+Format = Literal["safetensors", "torch"]
+SUFFIXES: dict[Format, tuple[str, ...]] = {"safetensors": (".safetensors",), "torch": (".bin", ".pt", ".pth")}
+INDEX_SUFFIX = ".index.json"
+MANIFEST = "zamba_compat_manifest.json"
+_NAMES: dict[Format, str] = {"safetensors": "model.safetensors", "torch": "pytorch_model.bin"}
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+_OTHER_WEIGHTS = (".ckpt", ".h5", ".msgpack", ".gguf", ".onnx", ".npz", ".part", ".incomplete", ".tmp")
+_TEMPLATES = "additional_chat_templates"
+
+
+@dataclass(frozen=True)
+class Location:
+    """Where a checkpoint lies.
+
+    Attributes:
+        directory: its directory, links resolved.
+        file: the index or the single file of weights, in that directory; its own link is not followed.
+        format: how the weights are stored.
+        rival: a single file of weights that lies beside the index and was not asked for.
+        name: a hub id, or the directory's name.
+        revision: the commit of a snapshot in the hub's cache.
+    """
+
+    directory: Path
+    file: Path
+    format: Format
+    rival: Path | None
+    name: str
+    revision: str | None
+
+    @property
+    def is_index(self) -> bool:
+        return self.file.name.endswith(INDEX_SUFFIX)
+
+
+def locate(source: str | os.PathLike[str]) -> Location:
+    """Find what `source` names. Of two formats in one directory safetensors is taken.
+
+    Raises:
+        CheckpointError: nothing there, or no weights there.
+    """
+    path = Path(os.fsdecode(source))
+    name = None
+    if not os.path.lexists(path) and _HUB_ID.fullmatch(str(source)):
+        name = str(source)
+        path = _cached(name)
+    if path.is_dir():
+        return _in_directory(Path(os.path.realpath(path)), name)
+    if not path.is_file():
+        what = "This is neither a directory nor a regular file." if os.path.lexists(path) else "It does not exist."
+        _refuse(what, str(path), "Give a checkpoint's directory, its index or its file of weights.")
+    directory, bare = Path(os.path.realpath(path.parent)), path.name.removesuffix(INDEX_SUFFIX)
+    for format, suffixes in SUFFIXES.items():
+        if bare.endswith(suffixes):
+            return _location(directory, directory / path.name, format, None, None)
+    _refuse("This is no file of weights and no index.", str(path), "Give a .safetensors file or its index.json.")
+
+
+def companions(directory: Path, shards: frozenset[str]) -> tuple[tuple[Path, ...], tuple[str, ...], tuple[str, ...]]:
+    """What lies beside the weights.
+
+    Returns:
+        the files a conversion copies (tokenizer, generation config, chat templates, README); weights that belong to
+        nothing; other names that are not copied, because they are code, directories, or no files of this directory.
+    """
+    copied, stray, left = [], [], []
+    weights = tuple(suffix for suffixes in SUFFIXES.values() for suffix in suffixes) + _OTHER_WEIGHTS
+    templates = directory / _TEMPLATES
+    inner = sorted(templates.iterdir()) if templates.is_dir() and stays_inside(templates, directory) else []
+    for path in [*sorted(directory.iterdir()), *inner]:
+        name = path.name
+        if name in ("config.json", MANIFEST) or name in shards or path == templates:
+            continue
+        if name.endswith((*weights, INDEX_SUFFIX)):
+            if not name.endswith(INDEX_SUFFIX):
+                stray.append(name)
+        elif path.is_file() and stays_inside(path, directory) and not name.startswith(".") and path.suffix != ".py":
+            copied.append(path)
+        elif not name.startswith("."):
+            left.append(name)
+    return tuple(copied), tuple(stray), tuple(left)
+
+
+def _in_directory(directory: Path, name: str | None) -> Location:
+    for format, stem in _NAMES.items():
+        index, single = directory / (stem + INDEX_SUFFIX), directory / stem
+        if os.path.lexists(index):
+            return _location(directory, index, format, single if os.path.lexists(single) else None, name)
+        if os.path.lexists(single):
+            return _location(directory, single, format, None, name)
+    found = sorted(path.name for path in directory.iterdir() if path.name.endswith(SUFFIXES["safetensors"]))
+    remedy = "Is this the directory of a checkpoint?"
+    if len(found) == 1:
+        remedy = f"To read {found[0]}, give that file."
+    elif found:
+        remedy = "The shards need their index: get model.safetensors.index.json from the checkpoint's source."
+    names = " or ".join(stem + end for stem in _NAMES.values() for end in ("", INDEX_SUFFIX))
+    _refuse(f"There is no {names}.", str(directory), remedy)
+
+
+def _location(directory: Path, file: Path, format: Format, rival: Path | None, name: str | None) -> Location:
+    revision = None
+    if directory.parent.name == "snapshots":
+        revision = directory.name
+        if directory.parent.parent.name.startswith("models--"):
+            name = directory.parent.parent.name.removeprefix("models--").replace("--", "/", 1)
+    return Location(directory, file, format, rival, name or directory.name, revision)
+
+
+def _cached(hub_id: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(hub_id, local_files_only=True))
+    except (OSError, ValueError) as error:  # not in the cache; not a hub id after all
+        remedy = f"Give a local directory, or download it first: hf download {hub_id}"
+        raise CheckpointError(
+            "There is no such directory, and the local hub cache holds no such model.", where=hub_id, remedy=remedy
+        ) from error
+
+
+def _refuse(what: str, where: str, remedy: str) -> NoReturn:
+    raise CheckpointError(what, where=where, remedy=remedy)

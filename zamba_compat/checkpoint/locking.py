@@ -1,0 +1,101 @@
+"""One writer per destination: a working directory beside it that one process at a time owns."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import sys
+from pathlib import Path
+
+from zamba_compat.errors import DestinationError
+
+_LOCK = "lock"
+_TAKEN = (errno.EACCES, errno.EAGAIN)
+
+
+class WorkingDirectory:
+    """A hidden directory beside a destination, owned through a lock on a file in it.
+
+    The operating system drops the lock when the process ends, however it ends. The lock is made before and removed
+    after everything else in the directory, so a directory with content but without it was not made here.
+
+    Attributes:
+        path: the directory, on the destination's file system.
+    """
+
+    def __init__(self, destination: Path) -> None:
+        self.path = destination.parent / f".{destination.name}.zamba-compat"
+        self._destination = destination
+        self._fd = -1
+
+    def acquire(self) -> None:
+        """Make the directory or take over an abandoned one.
+
+        Raises:
+            DestinationError: another process owns it, or the place is not writable.
+        """
+        try:
+            while self._fd < 0:
+                self._try()
+        except OSError as error:
+            raise DestinationError(
+                f"Nothing can be written beside it: {error.strerror or error}.",
+                where=str(self._destination),
+                remedy="Choose another destination, or make its parent directory writable.",
+            ) from error
+
+    def release(self, *, keep: bool = False) -> None:
+        """Let go of the directory and remove it, or `keep` it for the next run where it could not be emptied."""
+        if not keep:
+            with contextlib.suppress(OSError):
+                os.unlink(self.path / _LOCK)
+        os.close(self._fd)
+        self._fd = -1
+        with contextlib.suppress(OSError):  # another process may be about to lock it
+            self.path.rmdir()
+
+    def _try(self) -> None:
+        with contextlib.suppress(FileExistsError):
+            self.path.mkdir(mode=0o700)
+        lock = self.path / _LOCK
+        foreign = not lock.exists() and any(self.path.iterdir()) and not lock.exists()
+        if foreign or self.path.is_symlink():
+            raise DestinationError(
+                f"{self.path} is in the way and was not made by an earlier run.",
+                where=str(self._destination),
+                remedy="Move it away, or choose another destination.",
+            )
+        try:
+            fd = os.open(lock, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o600)
+        except FileNotFoundError:
+            return  # its owner has just removed it
+        try:
+            _lock(fd)
+            # The owner before may have removed the file between our open and our lock: then we hold nothing.
+            if lock.exists() and os.path.samestat(os.fstat(fd), os.stat(lock)):
+                self._fd, fd = fd, -1
+        except OSError as error:
+            if error.errno not in _TAKEN:
+                raise
+            raise DestinationError(
+                "Another run is writing it.",
+                where=str(self._destination),
+                remedy="Wait for that run, or choose another destination.",
+            ) from error
+        finally:
+            if fd >= 0:
+                os.close(fd)
+
+
+if sys.platform == "win32":
+    import msvcrt
+
+    def _lock(fd: int) -> None:
+        msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
+
+else:
+    import fcntl
+
+    def _lock(fd: int) -> None:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

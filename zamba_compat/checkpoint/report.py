@@ -1,0 +1,102 @@
+"""What a conversion is asked for, and what it did."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from zamba_compat.checkpoint.layouts import WRITTEN
+from zamba_compat.checkpoint.resolve import CHOICES, Residual
+from zamba_compat.checkpoint.writer import parse_size
+from zamba_compat.errors import CheckpointError
+from zamba_compat.rehydrate import Divergence
+
+DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to convert.
+
+    Attributes:
+        layout: of the output, see `checkpoint.layouts.WRITTEN`.
+        resolve: what becomes of copies that differ, see `checkpoint.resolve`. With layout "untied", "error" keeps them.
+        adapter_rank: of the adapters after "absorb"; None keeps it.
+        dtype: "float32", "bfloat16" or "float16" for every floating-point tensor; None keeps each tensor's.
+        max_shard_size: bytes of tensors per file, such as "5GB" (of 10**9 bytes).
+        dry_run: check, compare and measure, and write nothing.
+        overwrite: replace a destination that is not empty.
+        allow_unknown: copy tensors that are no part of the model.
+        allow_pickle: read .bin and .pt files, with torch.load(weights_only=True).
+        calibrate: a text file on which to measure how far the output is from the untied model; needs transformers.
+    """
+
+    layout: str = "hub"
+    resolve: str = "error"
+    adapter_rank: int | None = None
+    dtype: str | None = None
+    max_shard_size: str = "5GB"
+    dry_run: bool = False
+    overwrite: bool = False
+    allow_unknown: bool = False
+    allow_pickle: bool = False
+    calibrate: str | None = None
+
+    def __post_init__(self) -> None:
+        for value, known, name in (
+            (self.layout, WRITTEN, "layout"),
+            (self.resolve, CHOICES, "way to resolve copies"),
+            (self.dtype or "float32", tuple(DTYPES), "dtype"),
+        ):
+            if value not in known:
+                raise CheckpointError(f"{value!r} is no {name}.", remedy=f"Use one of {', '.join(known)}.")
+        try:
+            parse_size(self.max_shard_size)
+        except ValueError as error:
+            raise CheckpointError(f"{error}.") from error
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a conversion did, or would do.
+
+    Attributes:
+        source, destination: as given.
+        source_layout: the layout that was recognised; "divergent" is expanded or partial with copies that differ.
+        options: what was asked for.
+        written: False after a dry run.
+        tensors_stored, tensors: in the source, in the output.
+        bytes_stored, bytes: of tensors in the source, in the output.
+        divergences: shared tensors whose copies differ.
+        residuals: what tying them again leaves.
+        config: entries of config.json that changed, name -> (before, after); None for an absent one.
+        unknown: tensors that are no part of the model.
+        shards: files with tensors -> bytes of tensors in them.
+        peak_memory: estimate of the anonymous memory needed beyond the libraries', bytes; mapped files are not in it.
+        warnings: what a person should hear.
+        kl_divergence: mean per token, in nats, of the converted from the untied model; None if it was not measured.
+    """
+
+    source: str
+    destination: str
+    source_layout: str
+    options: Options
+    written: bool
+    tensors_stored: int
+    tensors: int
+    bytes_stored: int
+    bytes: int
+    divergences: tuple[Divergence, ...]
+    residuals: tuple[Residual, ...]
+    config: Mapping[str, tuple[Any, Any]]
+    unknown: tuple[str, ...]
+    shards: Mapping[str, int]
+    peak_memory: int
+    warnings: tuple[str, ...]
+    kl_divergence: float | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return dataclasses.asdict(self)

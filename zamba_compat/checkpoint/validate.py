@@ -1,0 +1,144 @@
+"""Names, shapes and dtypes of a checkpoint against its config, from headers alone."""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from collections.abc import Collection, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from zamba_compat.checkpoint.shapes import Shape, head_shape, is_head
+from zamba_compat.errors import CheckpointError, MissingTensorError
+from zamba_compat.sharing import SharingMap
+
+if TYPE_CHECKING:
+    from zamba_compat.checkpoint.index import TensorInfo
+
+# What bitsandbytes stores beside a quantized weight: 4-bit below it, 8-bit in its place.
+_BESIDE_4BIT = (".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map")
+_QUANT_STATE = ".quant_state."
+_BESIDE_8BIT = (".SCB", ".weight_format")
+_MOST_NAMED = 12
+
+
+def base_of(name: str) -> str:
+    """The parameter a quantization's part belongs to: "x.weight" for "x.weight.absmax" and "x.SCB"."""
+    if ".weight" + _QUANT_STATE in name:
+        return name[: name.index(_QUANT_STATE)]
+    for ending in _BESIDE_4BIT:
+        if name.endswith(".weight" + ending):
+            return name.removesuffix(ending)
+    for ending in _BESIDE_8BIT:
+        if name.endswith(ending):
+            return name.removesuffix(ending) + ".weight"
+    return name
+
+
+def quantized_names(names: Iterable[str]) -> list[str]:
+    """The names of parts that only a bitsandbytes checkpoint has."""
+    return [name for name in names if base_of(name) != name]
+
+
+def check_names(
+    names: Collection[str],
+    sharing: SharingMap,
+    expected: Mapping[str, Shape],
+    *,
+    where: str,
+    allow_unknown: bool,
+) -> tuple[str, ...]:
+    """The names that are no part of the model.
+
+    Args:
+        names: every stored name.
+        sharing: the sharing map of the config.
+        expected: the tensors of the hub layout.
+        where: what to call the checkpoint in errors.
+        allow_unknown: return them instead of refusing.
+
+    Raises:
+        CheckpointError: there are such names.
+        MissingTensorError: a tensor that belongs to one layer alone is not stored.
+    """
+    homes = {name: sharing.canonical_key(base_of(name)) for name in names}
+    unknown = tuple(name for name, home in homes.items() if home not in expected and not is_head(home))
+    if unknown and not allow_unknown:
+        raise CheckpointError(
+            f"{len(unknown)} tensors are no part of the model: "
+            f"{_listed([_with_lookalike(name, expected) for name in unknown])}.",
+            where=where,
+            remedy="Correct the names or the config, or copy them unchanged with --allow-unknown.",
+        )
+    own = [key for key in expected if sharing.parse(key) is None and key not in names]
+    if own:
+        raise MissingTensorError(
+            f"{len(own)} tensors are not stored: {_listed(own)}.",
+            where=where,
+            remedy="The checkpoint is incomplete: download or convert it again.",
+        )
+    return unknown
+
+
+def check_tensors(
+    tensors: Mapping[str, TensorInfo],
+    sharing: SharingMap,
+    expected: Mapping[str, Shape],
+    config: Mapping[str, Any],
+    unknown: Collection[str],
+    *,
+    where: str,
+    assumed: Collection[str],
+) -> None:
+    """Every stored shape is the config's, and copies of one tensor agree in dtype.
+
+    Args:
+        tensors: what is stored.
+        sharing: the sharing map of the config.
+        expected: the tensors of the hub layout.
+        config: as `shapes.fill_in` returns it.
+        unknown: names to leave out.
+        where: what to call the checkpoint in errors.
+        assumed: config keys whose value is a default that the shapes have to prove.
+
+    Raises:
+        CheckpointError: they do not.
+    """
+    parts = {base_of(name) for name in quantized_names(tensors)}
+    dtypes: dict[str, TensorInfo] = {}
+    wrong = []
+    for name, info in tensors.items():
+        if name in unknown or base_of(name) != name:
+            continue
+        home = sharing.canonical_key(name)
+        shape = head_shape(name, config) if is_head(name) else expected[home]
+        packed = name in parts and shape is not None and 2 * info.nbytes == math.prod(shape) + math.prod(shape) % 2
+        if shape is not None and info.shape != shape and not packed:
+            wrong.append(f"{name} is {list(info.shape)}, the config makes it {list(shape)}")
+        first = dtypes.setdefault(home, info)
+        if first.dtype != info.dtype or first.shape != info.shape:
+            raise CheckpointError(
+                f"is {info.dtype} {list(info.shape)} but its copy {first.name} is {first.dtype} {list(first.shape)}.",
+                where=f"{where}: {name}",
+                remedy="Copies of a shared tensor must agree in dtype and shape; remove the wrong one.",
+            )
+    if wrong:
+        guess = f" Missing there and taken from the defaults: {', '.join(assumed)}." if assumed else ""
+        raise CheckpointError(
+            f"{len(wrong)} tensors have another shape than the config says: {_listed(wrong, '; ')}.",
+            where=where,
+            remedy=f"Use the config.json that belongs to these tensors.{guess}",
+        )
+
+
+def _with_lookalike(name: str, expected: Mapping[str, Shape]) -> str:
+    plain = unicodedata.normalize("NFKC", name)
+    if name.isascii():
+        return name
+    hint = f" (looks like {plain})" if plain != name and plain in expected else ""
+    return name.encode("ascii", "backslashreplace").decode() + hint
+
+
+def _listed(names: Iterable[str], between: str = ", ") -> str:
+    names = list(names)
+    more = f"{between}and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    return between.join(names[:_MOST_NAMED]) + more

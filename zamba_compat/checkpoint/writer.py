@@ -1,0 +1,230 @@
+"""Write a checkpoint's shards in one pass, with at most a few tensors in memory."""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+from zamba_compat.errors import CheckpointError
+
+from .dtypes import RANK, SIZES, from_torch
+from .files import write_all
+from .headers import TensorInfo
+from .location import INDEX_SUFFIX
+from .pipeline import BUFFERS, CHUNK, Examined, Pipeline
+from .recipe import Recipe
+from .staging import Staging
+from .stored import StoredBytes
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_PATTERN = "model{suffix}.safetensors"
+_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}  # decimal, as the hub's
+
+
+@dataclass(frozen=True)
+class Output:
+    """A tensor to write: its name, dtype (the word of safetensors), shape, and how it is made."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    recipe: Recipe
+
+    @property
+    def nbytes(self) -> int:
+        """Its size, bytes."""
+        return prod(self.shape) * SIZES[self.dtype]
+
+
+@dataclass(frozen=True)
+class Written:
+    """What was written.
+
+    Attributes:
+        outputs: every tensor, in the order of `weight_map`.
+        sha256: tensor -> hash of its bytes, hex.
+        weight_map: tensor -> shard.
+        shards: shard -> size of the file, bytes.
+        total_size: of all tensors, bytes.
+        nonfinite: the tensors that hold NaN or infinity.
+    """
+
+    outputs: tuple[Output, ...]
+    sha256: Mapping[str, str]
+    weight_map: Mapping[str, str]
+    shards: Mapping[str, int]
+    total_size: int
+    nonfinite: tuple[str, ...]
+
+
+def parse_size(size: str) -> int:
+    """Bytes of a size such as "5GB", "1.5 MB" or "1000"; a KB has 1000 bytes. ValueError for anything else."""
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?B|)\s*", size, re.ASCII | re.IGNORECASE)
+    unit = match[2].upper() if match else ""
+    value = int(float(match[1]) * _UNITS["" if unit == "B" else unit]) if match else 0
+    if value < 1:
+        raise ValueError(f"{size!r} is no size; write a number and KB, MB, GB or TB, such as 5GB")
+    return value
+
+
+def plan_shards(outputs: Sequence[Output], max_shard_size: int) -> list[list[Output]]:
+    """Distribute tensors over shards by the hub's rule: in order, a shard is full when the next one would exceed it.
+
+    A tensor larger than `max_shard_size` (bytes) gets a shard of its own.
+    """
+    from huggingface_hub import split_state_dict_into_shards_factory
+
+    by_name = {output.name: output for output in outputs}
+    if len(by_name) < len(outputs):
+        raise ValueError("two outputs have one name")
+    split = split_state_dict_into_shards_factory(
+        by_name,
+        get_storage_size=lambda output: output.nbytes,
+        filename_pattern=_PATTERN,
+        max_shard_size=max_shard_size,
+    )
+    return [[by_name[name] for name in names] for names in split.filename_to_tensors.values()]
+
+
+def shard_names(count: int) -> list[str]:
+    """The names of `count` shards: model.safetensors, or model-00001-of-000NN.safetensors."""
+    if count == 1:
+        return [_PATTERN.format(suffix="")]
+    return [_PATTERN.format(suffix=f"-{number:05}-of-{count:05}") for number in range(1, count + 1)]
+
+
+def peak_bytes(outputs: Sequence[Output], tensors: Mapping[str, TensorInfo]) -> int:
+    """An estimate of the anonymous memory that `write_shards` needs beyond the libraries', bytes.
+
+    Sources are mapped from their files and count only where they are used in a computation, which may widen them to
+    float32 (counted as twice their size).
+    """
+    computed = [
+        2 * sum(tensors[source].nbytes for source in output.recipe.sources) + output.nbytes
+        for output in outputs
+        if output.recipe.make is not None
+    ]
+    return BUFFERS * CHUNK + max(computed, default=0)
+
+
+def header_of(outputs: Sequence[Output], metadata: Mapping[str, str]) -> tuple[bytes, list[Output]]:
+    """The header of a shard, its length before it, and the order of the tensors after it.
+
+    Byte for byte what safetensors writes: by falling dtype size, then by name, so that every tensor is aligned.
+    """
+    order = sorted(outputs, key=lambda output: (-RANK[output.dtype], output.name.encode()))
+    content: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    at = 0
+    for output in order:
+        end = at + output.nbytes
+        content[output.name] = {"dtype": output.dtype, "shape": list(output.shape), "data_offsets": [at, end]}
+        at = end
+    text = json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text, order
+
+
+def write_shards(
+    staging: Staging,
+    outputs: Sequence[Output],
+    read: Callable[[str], Tensor],
+    *,
+    max_shard_size: int,
+    metadata: Mapping[str, str] | None = None,
+    progress: Callable[[int], object] | None = None,
+    stored_bytes: Callable[[str], StoredBytes | None] | None = None,
+) -> Written:
+    """Write the tensors, and the index where there are several shards.
+
+    Args:
+        staging: where to.
+        outputs: the tensors; each shard holds consecutive ones.
+        read: a source tensor by its name, as recipes name it.
+        max_shard_size: bytes of tensors per shard.
+        metadata: for the headers, beside "format": "pt".
+        progress: called with the number of bytes after each piece that is written.
+        stored_bytes: where a source lies in a file, so that unchanged tensors need not be mapped; see
+            `Checkpoint.stored_bytes`.
+
+    Raises:
+        DestinationError: too little room, before anything is written; or writing failed.
+        CheckpointError: a source cannot be read, or a recipe gives another dtype or shape than was announced.
+    """
+    shards = plan_shards(outputs, max_shard_size)
+    names = shard_names(len(shards))
+    headers = [header_of(shard, {"format": "pt", **(metadata or {})}) for shard in shards]
+    staging.require(sum(output.nbytes for output in outputs) + sum(len(header) for header, _ in headers))
+    examined: dict[str, Examined] = {}
+    sizes: dict[str, int] = {}
+    with Pipeline(progress) as pipeline:
+        for name, (header, order) in zip(names, headers, strict=True):
+            with staging.create(name) as file:
+                fd = file.fileno()
+                write_all(fd, header)
+                for output in order:
+                    result = examined[output.name] = Examined(output.dtype)
+                    _write(pipeline, fd, output, read, stored_bytes, result)
+                sizes[name] = file.tell()
+        pipeline.drain()
+    weight_map = {output.name: name for name, shard in zip(names, shards, strict=True) for output in shard}
+    total = sum(output.nbytes for output in outputs)
+    if len(names) > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+        staging.write(_PATTERN.format(suffix="") + INDEX_SUFFIX, json.dumps(index, indent=2) + "\n")
+    return Written(
+        outputs=tuple(outputs),
+        sha256={output.name: examined[output.name].sha256.hexdigest() for output in outputs},
+        weight_map=weight_map,
+        shards=sizes,
+        total_size=total,
+        nonfinite=tuple(output.name for output in outputs if not examined[output.name].is_finite),
+    )
+
+
+def _write(
+    pipeline: Pipeline,
+    fd: int,
+    output: Output,
+    read: Callable[[str], Tensor],
+    stored_bytes: Callable[[str], StoredBytes | None] | None,
+    examined: Examined,
+) -> None:
+    recipe = output.recipe
+    if recipe.make is None and stored_bytes is not None:
+        source = stored_bytes(recipe.sources[0])
+        if source is not None:
+            if source.nbytes != output.nbytes:
+                raise _not_announced(output, f"{source.nbytes} bytes")
+            pipeline.copy(fd, source, examined)
+            return
+    tensors = [read(source) for source in recipe.sources]
+    tensor = tensors[0] if recipe.make is None else recipe.make(*tensors)
+    del tensors
+    if from_torch(tensor.dtype) != output.dtype or tuple(tensor.shape) != output.shape:
+        raise _not_announced(output, f"{tensor.dtype} {tuple(tensor.shape)}")
+    pipeline.append(fd, _bytes_of(tensor), examined)
+    if recipe.make is not None:
+        pipeline.drain()  # so that no computed tensor is kept beside the next one
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    import torch
+
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    data: Any = flat.view(torch.uint8).numpy()
+    return memoryview(data)
+
+
+def _not_announced(output: Output, found: str) -> CheckpointError:
+    return CheckpointError(
+        f"The recipe gives {found}, not {output.dtype} {output.shape}.",
+        where=output.name,
+        remedy="This is a fault in zamba_compat; please report it.",
+    )

@@ -1,0 +1,111 @@
+"""Convert a checkpoint between layouts: hub, expanded (also with copies that differ), untied, and Zyphra's own two.
+
+The layout of SRC is recognised. DST appears whole or not at all. Everything beside the weights is copied, and a section
+of the model card says what was done.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from zamba_compat.checkpoint.progress import Bar
+    from zamba_compat.checkpoint.report import Report
+
+# As in checkpoint/layouts.py, resolve.py and report.py, which take longer to import than --help may.
+LAYOUTS = ("hub", "expanded", "untied", "zyphra-fork", "zyphra-native")
+CHOICES = ("error", "first", "mean", "karcher", "untie", "absorb")
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("source", metavar="SRC", help="a directory, an index, a single file, or a hub id in the local cache")
+    add("destination", metavar="DST", help="the directory to make")
+    add("--layout", choices=LAYOUTS, default="hub", help="of the output (default: %(default)s)")
+    add(
+        "--resolve",
+        choices=CHOICES,
+        default="error",
+        help="copies of a shared tensor that differ: refuse them (error, the default); tie them to the first, the mean "
+        "or the mean on the sphere (karcher); keep them all, each position its own block (untie, exact); or tie them "
+        "and put the difference into each position's adapters (absorb)",
+    )
+    add("--adapter-rank", type=int, metavar="N", help="raise the adapters' rank with --resolve absorb")
+    add("--dtype", choices=DTYPES, help="of every floating-point tensor (default: as stored)")
+    add("--max-shard-size", default="5GB", metavar="SIZE", help="bytes of tensors per file (default: %(default)s)")
+    add("--calibrate", metavar="TEXT", help="a text file: measure the KL divergence from the untied model on it")
+    add("--dry-run", action="store_true", help="check and compare, print the plan, write nothing")
+    add("--overwrite", action="store_true", help="replace a destination that is not empty, at the very end")
+    add("--allow-unknown", action="store_true", help="copy tensors that are no part of the model")
+    add("--allow-pickle", action="store_true", help="read .bin and .pt files (tensors only, no code is run)")
+    add("--json", action="store_true", help="the report as JSON")
+    add("-q", "--quiet", action="store_true", help="no progress and no report, only errors")
+
+
+def run(options: argparse.Namespace) -> int:
+    from zamba_compat.convert import Options, convert
+
+    report = convert(
+        options.source,
+        options.destination,
+        Options(
+            layout=options.layout,
+            resolve=options.resolve,
+            adapter_rank=options.adapter_rank,
+            dtype=options.dtype,
+            max_shard_size=options.max_shard_size,
+            dry_run=options.dry_run,
+            overwrite=options.overwrite,
+            allow_unknown=options.allow_unknown,
+            allow_pickle=options.allow_pickle,
+            calibrate=options.calibrate,
+        ),
+        progress=None if options.quiet or not sys.stderr.isatty() else bar,
+    )
+    if options.json:
+        print(json.dumps(report.as_dict(), indent=2))
+    elif not options.quiet:
+        print(text(report))
+    return 0
+
+
+def bar(what: str, total: int) -> Bar:
+    """Bytes, rate and time left, on standard error."""
+    from tqdm import tqdm  # type: ignore[import-untyped]
+
+    shown: Bar = tqdm(desc=what, total=total, unit="B", unit_scale=True, leave=False)
+    return shown
+
+
+def text(report: Report) -> str:
+    """What was done, for a person."""
+    done = "written" if report.written else "planned, nothing is written"
+    lines = [
+        f"{report.source} ({report.source_layout}) -> {report.destination} ({report.options.layout}): {done}",
+        f"  tensors      {report.tensors_stored} -> {report.tensors}",
+        f"  bytes        {report.bytes_stored:,} -> {report.bytes:,} in {len(report.shards)} shards",
+        f"  peak memory  about {report.peak_memory / 1e6:,.0f} MB beyond the libraries and mapped files",
+    ]
+    for key, (before, after) in report.config.items():
+        lines.append(f"  config       {key}: {_short(before)} -> {_short(after)}")
+    if report.residuals:
+        lines.append("  copies that differed, and the relative error left (largest over positions)")
+        apart = {divergence.key: divergence.distance for divergence in report.divergences}
+        width = max(len(residual.key) for residual in report.residuals)
+        for residual in report.residuals:
+            lines.append(
+                f"    {residual.key:<{width}}  {apart[residual.key]:.3e} -> {residual.worst:.3e}  {residual.choice}"
+            )
+    if report.kl_divergence is not None:
+        lines.append(f"  KL divergence from the untied model: {report.kl_divergence:.3e} nats per token")
+    lines += [f"  warning: {warning}" for warning in report.warnings]
+    return "\n".join(lines)
+
+
+def _short(value: object) -> str:
+    words = json.dumps(value)
+    return words if len(words) <= 60 else words[:57] + "..."

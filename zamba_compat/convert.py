@@ -1,0 +1,279 @@
+"""Convert a checkpoint from any layout of Zamba2 to another, streamed and all at once."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zamba_compat.calibrate import kl_divergence, read_text
+from zamba_compat.checkpoint import layouts
+from zamba_compat.checkpoint.card import steps, with_conversion
+from zamba_compat.checkpoint.compare import compare
+from zamba_compat.checkpoint.dtypes import to_torch
+from zamba_compat.checkpoint.index import open_checkpoint
+from zamba_compat.checkpoint.manifest import write_manifest
+from zamba_compat.checkpoint.pipeline import BUFFERS, CHUNK
+from zamba_compat.checkpoint.progress import Progress, counting
+from zamba_compat.checkpoint.recipe import Recipe
+from zamba_compat.checkpoint.report import DTYPES, Options, Report
+from zamba_compat.checkpoint.resolve import Resolution, resolve
+from zamba_compat.checkpoint.signals import interruptible
+from zamba_compat.checkpoint.staging import Staging
+from zamba_compat.checkpoint.writer import Output, Written, parse_size, plan_shards, shard_names, write_shards
+from zamba_compat.errors import CheckpointError
+from zamba_compat.rehydrate import Divergence
+
+__all__ = ["DTYPES", "Conversion", "Options", "Report", "convert", "prepare"]
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from zamba_compat.checkpoint.index import Checkpoint, TensorInfo
+
+_FLOATS = ("F16", "BF16", "F32", "F64")
+_CARD = "README.md"
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """Everything decided, nothing written.
+
+    Attributes:
+        contents: the source.
+        divergences: shared tensors whose copies differ.
+        resolution: what becomes of them.
+        config: config.json of the output.
+        outputs: the tensors of the output, in the order to write them.
+        notes: what a person should hear.
+    """
+
+    contents: layouts.Contents
+    divergences: tuple[Divergence, ...]
+    resolution: Resolution
+    config: dict[str, Any]
+    outputs: tuple[Output, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def layout(self) -> str:
+        """The source's."""
+        tied = self.contents.layout in ("expanded", "partial")
+        return "divergent" if self.divergences and tied else self.contents.layout
+
+    @property
+    def nbytes(self) -> int:
+        """Of all tensors of the output."""
+        return sum(output.nbytes for output in self.outputs)
+
+    @property
+    def peak_memory(self) -> int:
+        """See `Report`. What is computed is held whole, beside one more tensor of its size at most."""
+        made = [output for output in self.outputs if output.recipe.make is not None]
+        held = sum(output.nbytes for output in made if not output.recipe.sources)
+        largest = 2 * max((output.nbytes for output in made), default=0)
+        gram = 3 * 8 * (2 * int(self.config["hidden_size"])) ** 2 if held else 0
+        return BUFFERS * CHUNK + held + max(largest, gram)
+
+
+def prepare(checkpoint: Checkpoint, options: Options, progress: Progress | None = None) -> Conversion:
+    """Check a checkpoint, compare its copies, and say how each tensor of the output is made.
+
+    Raises:
+        ZambaCompatError: see `convert`.
+    """
+    contents = layouts.read_contents(checkpoint, allow_unknown=options.allow_unknown)
+    choice = options.resolve
+    if choice == "error" and options.layout == "untied":
+        choice = "untie"
+
+    def read(name: str) -> Tensor:
+        recipe = contents.recipes[name]
+        tensors = [checkpoint.read(source) for source in recipe.sources]
+        return tensors[0] if recipe.make is None else recipe.make(*tensors)
+
+    copies = [name for group in contents.plan.groups.values() if len(group) > 1 for name in group.values()]
+    with counting(progress, "comparing", sum(contents.tensors[name].nbytes for name in copies)) as update:
+
+        def counted(name: str) -> Tensor:
+            update(contents.tensors[name].nbytes)
+            return read(name)
+
+        divergences, notes = compare(contents, counted)
+    apart = sum(contents.tensors[name].nbytes for divergence in divergences for name in divergence.copies)
+    with counting(progress, "tying", 0 if choice in ("error", "untie") else apart) as update:
+        resolution = resolve(contents, divergences, choice, read, adapter_rank=options.adapter_rank, done=update)
+    hub = {**resolution.recipes, **{name: contents.recipes[name] for name in contents.unknown}}
+    config, recipes = layouts.arrange(
+        options.layout,
+        hub,
+        {**contents.config, **resolution.config},
+        checkpoint.tensors,
+        prefix=contents.prefix,
+        extra=contents.unknown,
+        where=contents.where,
+    )
+    config, recipes = _cast(config, recipes, contents, checkpoint.tensors, options.dtype)
+    made = layouts.outcomes(recipes, checkpoint.tensors)
+    outputs = tuple(Output(name, made[name].dtype, made[name].shape, recipe) for name, recipe in recipes.items())
+    notes = (*checkpoint.warnings, *contents.notes, *notes, *resolution.notes)
+    return Conversion(contents, tuple(divergences), resolution, config, outputs, notes)
+
+
+def convert(
+    source: str | Path,
+    destination: str | Path,
+    options: Options | None = None,
+    *,
+    progress: Progress | None = None,
+) -> Report:
+    """Convert a checkpoint. Prints nothing.
+
+    Nothing appears at `destination` before all of it is there; a failure leaves what was there before.
+
+    Args:
+        source: a directory, an index, a single file, or a hub id in the local cache.
+        destination: the directory to make.
+        options: how; without them the hub layout, and copies that differ are refused.
+        progress: makes what shows progress.
+
+    Raises:
+        ConfigError: a config that describes no Zamba or Zamba2 model, or contradicts itself.
+        MissingTensorError: a tensor of which no copy is stored.
+        DivergentCopiesError: copies that differ, and options.resolve is "error".
+        CheckpointError: anything else that is wrong with the source.
+        DestinationError: a destination that cannot be written.
+    """
+    options = options or Options()
+    text = None if options.calibrate is None else read_text(options.calibrate)
+    with ExitStack() as stack:
+        checkpoint = stack.enter_context(open_checkpoint(source, allow_pickle=options.allow_pickle))
+        staging = None
+        if not options.dry_run:  # before any tensor is read: a destination that will not do is told at once
+            roots = checkpoint.roots
+            staging = stack.enter_context(Staging(destination, overwrite=options.overwrite, sources=roots))
+        conversion = prepare(checkpoint, options, progress)
+        warnings = list(conversion.notes)
+        if staging is not None:
+            written = _write(checkpoint, conversion, staging, options, progress)
+        divergence = None
+        if text is not None:
+            made = None if staging is None or options.layout.startswith("zyphra") else staging.path
+            divergence = _calibrate(source, Path(destination), options, text, made)
+        if staging is not None:
+            checkpoint.verify_unchanged()
+            staging.commit()
+            if written.nonfinite:
+                warnings.append(f"NaN or infinity in {len(written.nonfinite)} tensors: {', '.join(written.nonfinite)}")
+        shards = plan_shards(conversion.outputs, parse_size(options.max_shard_size))
+        before = checkpoint.config
+        return Report(
+            source=str(source),
+            destination=str(destination),
+            source_layout=conversion.layout,
+            options=options,
+            written=staging is not None,
+            tensors_stored=len(checkpoint.tensors),
+            tensors=len(conversion.outputs),
+            bytes_stored=sum(info.nbytes for info in checkpoint.tensors.values()),
+            bytes=conversion.nbytes,
+            divergences=conversion.divergences,
+            residuals=conversion.resolution.residuals,
+            config=_changes(before, conversion.config),
+            unknown=conversion.contents.unknown,
+            shards={
+                name: sum(output.nbytes for output in shard)
+                for name, shard in zip(shard_names(len(shards)), shards, strict=True)
+            },
+            peak_memory=conversion.peak_memory,
+            warnings=tuple(warnings),
+            kl_divergence=divergence,
+        )
+
+
+def _write(
+    checkpoint: Checkpoint, conversion: Conversion, staging: Staging, options: Options, progress: Progress | None
+) -> Written:
+    with counting(progress, "writing", conversion.nbytes) as update:
+        written = write_shards(
+            staging,
+            conversion.outputs,
+            checkpoint.read,
+            max_shard_size=parse_size(options.max_shard_size),
+            progress=update,
+            stored_bytes=checkpoint.stored_bytes,
+        )
+    staging.write("config.json", json.dumps(conversion.config, indent=2, sort_keys=True) + "\n")
+    card = ""
+    for path in checkpoint.companions:
+        if path.name == _CARD:
+            card = path.read_text(encoding="utf-8", errors="surrogateescape")
+        else:
+            staging.copy(path, str(path.relative_to(checkpoint.path)))
+    done = steps(
+        conversion.layout, options.layout, conversion.resolution, _changes(checkpoint.config, conversion.config)
+    )
+    staging.write(_CARD, with_conversion(card, done).encode("utf-8", errors="surrogateescape"))
+    asked = {key: value for key, value in dataclasses.asdict(options).items() if key not in ("dry_run", "overwrite")}
+    write_manifest(staging, written, sources=[checkpoint.identity], options={"command": "convert-checkpoint", **asked})
+    return written
+
+
+def _calibrate(source: str | Path, destination: Path, options: Options, text: str, made: Path | None) -> float:
+    """KL divergence of the output from the untied model; `made` is the output where transformers can load it."""
+    plain = dataclasses.replace(options, layout="hub", dry_run=False, calibrate=None)
+    parent = Path(os.path.realpath(destination)).parent
+    beside = parent if parent.is_dir() else None  # a dry run makes no directory
+    with interruptible(), tempfile.TemporaryDirectory(prefix=".calibrate-", dir=beside) as directory:
+        untied = Path(directory, "untied")
+        convert(source, untied, dataclasses.replace(plain, resolve="untie", adapter_rank=None, dtype=None))
+        if made is None:
+            made = Path(directory, "made")
+            convert(source, made, plain)
+        return kl_divergence(untied, made, text)
+
+
+def _cast(
+    config: dict[str, Any],
+    recipes: dict[str, Recipe],
+    contents: layouts.Contents,
+    stored: Mapping[str, TensorInfo],
+    dtype: str | None,
+) -> tuple[dict[str, Any], dict[str, Recipe]]:
+    """Every floating-point tensor of the model in the dtype asked for, and what config.json says of it."""
+    made = layouts.outcomes(recipes, stored)
+    if dtype is None:
+        found = {info.dtype for info in made.values()}
+        names = {word: name for name, word in DTYPES.items()}
+        if config.get("torch_dtype") is None and len(found) == 1 and found <= names.keys():
+            config = {**config, "torch_dtype": names[found.pop()]}
+        return config, recipes
+    if contents.quantized:
+        raise CheckpointError(
+            "The checkpoint is quantized; in another dtype it would have to be quantized anew.",
+            where=contents.where,
+            remedy="Leave --dtype out, or convert the unquantized checkpoint.",
+        )
+    word = DTYPES[dtype]
+    cast = {
+        name: Recipe(recipes[name].sources, partial(_cast_one, recipes[name].make, word), info.shape, word)
+        for name, info in made.items()
+        if info.dtype in _FLOATS and info.dtype != word and name not in contents.unknown
+    }
+    return {**config, "torch_dtype": dtype}, {**recipes, **cast}
+
+
+def _cast_one(make: Callable[..., Tensor] | None, word: str, *tensors: Tensor) -> Tensor:
+    return (tensors[0] if make is None else make(*tensors)).to(to_torch(word))
+
+
+def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    keys = [*before, *(key for key in after if key not in before)]
+    return {key: (before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)}
