@@ -28,7 +28,7 @@ def skipped_by_default(model: Any) -> list[str]:
     try:
         from transformers.quantizers.base import get_keys_to_not_convert  # 5.x
     except ImportError:
-        from transformers.integrations import get_keys_to_not_convert  # type: ignore[attr-defined,no-redef]
+        from transformers.integrations import get_keys_to_not_convert
     return list(get_keys_to_not_convert(model))
 
 

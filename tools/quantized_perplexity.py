@@ -1,0 +1,97 @@
+"""Perplexity per byte of the trained tiny pair, by how its weights are stored. Nothing is downloaded.
+
+python tools/quantized_perplexity.py [--models DIR]
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from _bench.footprint import held_bytes
+from _tiny.perplexity import perplexity
+
+TINY = Path(__file__).parents[1] / "tests" / "fixtures" / "tiny"
+NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.bfloat16}
+ROWS: dict[str, dict[str, Any] | None] = {
+    "float32": None,
+    "bfloat16": None,
+    "int8": {"load_in_8bit": True},
+    "NF4": NF4,
+    "NF4, double quantization": {**NF4, "bnb_4bit_use_double_quant": True},
+    "NF4, shared blocks in 16 bits": NF4,
+    "FP4": {**NF4, "bnb_4bit_quant_type": "fp4"},
+}
+SWAPPED = "bfloat16, the two blocks swapped"
+
+
+def load(directory: Path, row: str) -> Any:
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    import zamba_compat
+
+    options = ROWS.get(row)
+    zamba_compat.configure(quantize_shared="16 bits" not in row)
+    more = {} if options is None else {"quantization_config": BitsAndBytesConfig(**options)}
+    dtype = torch.float32 if row == "float32" else torch.bfloat16
+    return AutoModelForCausalLM.from_pretrained(directory, torch_dtype=dtype, **more).eval()
+
+
+def swap_blocks(source: Path, out: Path) -> None:
+    """A checkpoint whose first two blocks have changed places, adapters left where they are."""
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    from zamba_compat import SharingMap
+
+    sharing = SharingMap.from_config(source)
+    first, second = (sharing.canonical_layer(block) for block in (0, 1))
+    other = {first: second, second: first}
+    tensors = {}
+    for key, tensor in load_file(source / "model.safetensors").items():
+        shared = sharing.parse(key)
+        moved = shared is not None and shared.adapter is None
+        tensors[sharing.at_layer(key, other[shared.layer]) if moved and shared else key] = tensor
+    save_file(tensors, out / "model.safetensors", {"format": "pt"})
+    shutil.copy(source / "config.json", out)
+
+
+def table(models: Path) -> dict[str, dict[str, tuple[float, int]]]:
+    """row -> model -> (perplexity on its own text, bytes held)."""
+    found: dict[str, dict[str, tuple[float, int]]] = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        for name in ("base", "tuned"):
+            text = (models / f"text_{name}.txt").read_bytes()
+            swapped = Path(temporary) / name
+            swapped.mkdir()
+            swap_blocks(models / name, swapped)
+            for row in (*ROWS, SWAPPED):
+                model = load(swapped if row == SWAPPED else models / name, row)
+                value = perplexity(lambda ids, model=model: model(ids, use_cache=False), text)
+                found.setdefault(row, {})[name] = (value, held_bytes(model))
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", type=Path, default=TINY, help="where base/ and tuned/ and their texts are")
+    options = parser.parse_args()
+    logging.disable(logging.WARNING)
+    found = table(options.models)
+    whole = found["float32"]
+    print("| weights | base | | tuned | | MB held |\n|---|---|---|---|---|---|")
+    for row, models in found.items():
+        cells = [f"{value:.3f} | {value / whole[name][0] - 1:+.1%}" for name, (value, _) in models.items()]
+        print(f"| {row} | {' | '.join(cells)} | {models['base'][1] / 1e6:.2f} |")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
