@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from zamba_compat.adapters import Adapter
 
+from .bitsandbytes import carried_cpu_flag, cpu_packing, state_dtype, storage_cast
 from .transformers import (
     block_order,
     config_reading,
@@ -57,6 +58,11 @@ ADAPTERS: tuple[Adapter, ...] = (
     *packed_weight_cast.ADAPTERS,
     *shared_skipped.ADAPTERS,
     *quant_state_per_module.ADAPTERS,
+    # bitsandbytes itself, on a CPU. Packing comes last: the others mend what it calls.
+    storage_cast.ADAPTER,
+    state_dtype.ADAPTER,
+    carried_cpu_flag.ADAPTER,
+    cpu_packing.ADAPTER,
     # Numbers and decoding.
     time_step_limit.ADAPTER,
     *plain_scan.ADAPTERS,

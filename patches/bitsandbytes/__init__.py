@@ -1,0 +1,1 @@
+"""Adapters for bitsandbytes, one file per upstream defect."""
