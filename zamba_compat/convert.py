@@ -20,7 +20,7 @@ from zamba_compat.checkpoint.compare import compare
 from zamba_compat.checkpoint.dtypes import to_torch
 from zamba_compat.checkpoint.index import open_checkpoint
 from zamba_compat.checkpoint.manifest import write_manifest
-from zamba_compat.checkpoint.pipeline import BUFFERS, CHUNK
+from zamba_compat.checkpoint.pipeline import WORKING_MEMORY
 from zamba_compat.checkpoint.progress import Progress, counting
 from zamba_compat.checkpoint.recipe import Recipe
 from zamba_compat.checkpoint.report import DTYPES, Options, Report
@@ -80,7 +80,7 @@ class Conversion:
         held = sum(output.nbytes for output in made if not output.recipe.sources)
         largest = 2 * max((output.nbytes for output in made), default=0)
         gram = 3 * 8 * (2 * int(self.config["hidden_size"])) ** 2 if held else 0
-        return BUFFERS * CHUNK + held + max(largest, gram)
+        return WORKING_MEMORY + held + max(largest, gram)
 
 
 def prepare(checkpoint: Checkpoint, options: Options, progress: Progress | None = None) -> Conversion:

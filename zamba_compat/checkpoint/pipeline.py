@@ -1,12 +1,14 @@
-"""Bytes on their way into a file, hashed and searched for NaN in a second thread."""
+"""Bytes on their way into a file, hashed and searched for NaN beside it in other threads."""
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import hashlib
-import mmap
 import os
+import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,14 +19,21 @@ from .dtypes import INFINITY_BITS, SIZES
 from .files import open_regular, write_all
 from .stored import StoredBytes
 
-CHUNK = 2**21  # bytes; what is read is still in the processor's cache when it is hashed and written
-BUFFERS = 8
+BUFFER = 2**20  # bytes read at once; still in the processor's cache when they are hashed
+STEP = 2**24  # bytes copied at once
+AHEAD = 2**28  # bytes that are copied and not examined yet: the examiners shall find them in the page cache
+EXAMINERS = 2
+WORKING_MEMORY = (1 + EXAMINERS) * BUFFER + 2**25  # bytes of anonymous memory, tensors that are computed not counted
+_FLUSH = 2**25  # bytes between two calls that send what is written on its way to the disk
+_TRIM = 2**24  # bytes of tensors in memory between two calls that give freed memory back
 _ADVISE = getattr(os, "posix_fadvise", None)
+# This kernel or this pair of file systems does not copy from file to file.
+_NO_COPY = (errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EPERM, errno.EBADF)
 
 
 @dataclass
 class Examined:
-    """What one tensor's bytes were, complete when the pipeline says so. Attributes: sha256; whether all are finite."""
+    """What one tensor's bytes were, complete after `Pipeline.drain`. Attributes: sha256; whether all are finite."""
 
     dtype: str
     sha256: Any = field(default_factory=hashlib.sha256)
@@ -39,26 +48,28 @@ class Examined:
 class Pipeline:
     """Writes tensors one after another; use it as a context manager.
 
-    The caller's thread reads and writes while the other one examines the same bytes. At most BUFFERS chunks of CHUNK
-    bytes wait between them, so memory does not grow with the tensors.
+    The caller's thread writes while others examine the same bytes. Stored tensors go from file to file inside the
+    kernel, where it can, and are read a second time to be examined: what keeps the two alike is that the source does
+    not change, see `Checkpoint.verify_unchanged`.
     """
 
     def __init__(self, progress: Callable[[int], object] | None = None) -> None:
+        """`progress` is called with the number of bytes after each piece that is written."""
         self._progress = progress
-        self._thread = ThreadPoolExecutor(1, "examine")
-        self._waiting: deque[Future[None]] = deque()
-        self._buffers = [memoryview(mmap.mmap(-1, CHUNK)) for _ in range(BUFFERS)]
-        self._turn = 0
-        self._sources: dict[os.PathLike[str], int] = {}
+        self._threads = ThreadPoolExecutor(EXAMINERS, "examine")
+        self._waiting: deque[tuple[Future[None], int]] = deque()
+        self._buffers = threading.local()
+        self._source: tuple[os.PathLike[str], int] | None = None
+        self._passed = 0  # bytes of tensors in memory since freed memory was given back
+        self._unflushed: tuple[int, int] | None = None  # a descriptor, and from where on
 
     def __enter__(self) -> Pipeline:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._thread.shutdown(wait=True, cancel_futures=True)
-        for fd in self._sources.values():
-            os.close(fd)
-        self._sources.clear()
+        self._threads.shutdown(wait=True, cancel_futures=True)
+        if self._source is not None:
+            os.close(self._source[1])
 
     def copy(self, target: int, source: StoredBytes, examined: Examined) -> None:
         """Append a stored tensor to the open file `target`.
@@ -66,50 +77,78 @@ class Pipeline:
         Raises:
             CheckpointError: the source cannot be read, or has become shorter.
         """
+        self._submit(source.nbytes, self._examine_stored, source, examined)
         fd = self._open(source)
         at, end = source.offset, source.offset + source.nbytes
         while at < end:
-            chunk = self._free_buffer()[: min(CHUNK, end - at)]
-            _fill(fd, chunk, at, source)
-            self._pass_on(target, chunk, examined)
-            at += len(chunk)
+            count = _copy_range(fd, target, at, min(STEP, end - at))
+            if not count:
+                for chunk in _read(fd, source, at, self._buffer()):
+                    write_all(target, chunk)
+                    self._written(target, len(chunk))
+                return
+            at += count
+            self._written(target, count)
 
     def append(self, target: int, data: memoryview, examined: Examined) -> None:
         """Append bytes in memory to the open file `target`; they must not change before `drain`."""
-        for at in range(0, len(data), CHUNK):
-            self._wait_for_room()
-            self._pass_on(target, data[at : at + CHUNK], examined)
+        self._submit(len(data), _examine, data, examined)
+        self._passed += len(data)
+        for at in range(0, len(data), STEP):
+            chunk = data[at : at + STEP]
+            write_all(target, chunk)
+            self._written(target, len(chunk))
 
     def drain(self) -> None:
-        """Wait until everything that was passed on has been examined."""
+        """Wait until everything that was written has been examined."""
         while self._waiting:
-            self._waiting.popleft().result()
+            self._waiting.popleft()[0].result()
+        if self._passed >= _TRIM:
+            self._passed = 0
+            _give_back_memory()
 
-    def _pass_on(self, target: int, chunk: memoryview, examined: Examined) -> None:
-        self._waiting.append(self._thread.submit(examined.take, chunk))
-        write_all(target, chunk)
+    def _submit(self, nbytes: int, work: Callable[..., None], *arguments: object) -> None:
+        while self._waiting and sum(size for _, size in self._waiting) + nbytes > AHEAD:
+            self._waiting.popleft()[0].result()
+        self._waiting.append((self._threads.submit(work, *arguments), nbytes))
+
+    def _written(self, target: int, count: int) -> None:
         if _ADVISE is not None:
-            # Sends the pages on their way to the disk; without it they would all wait for the fsync.
-            _ADVISE(target, os.lseek(target, 0, os.SEEK_CUR) - len(chunk), len(chunk), os.POSIX_FADV_DONTNEED)
+            # Without it all pages would wait for the fsync at the end of the file.
+            end = os.lseek(target, 0, os.SEEK_CUR)
+            if self._unflushed is None or self._unflushed[0] != target or self._unflushed[1] > end:
+                self._unflushed = (target, end - count)
+            start = self._unflushed[1]
+            if end - start >= _FLUSH:
+                _ADVISE(target, start, end - start, os.POSIX_FADV_DONTNEED)
+                self._unflushed = (target, end)
         if self._progress is not None:
-            self._progress(len(chunk))
+            self._progress(count)
 
-    def _wait_for_room(self) -> None:
-        while len(self._waiting) >= BUFFERS - 1:
-            self._waiting.popleft().result()
+    def _examine_stored(self, source: StoredBytes, examined: Examined) -> None:
+        # A descriptor of its own: the kernel reads ahead for each descriptor, and the writer's is elsewhere.
+        fd = open_regular(source.path, where=str(source.path))
+        try:
+            for chunk in _read(fd, source, source.offset, self._buffer()):
+                examined.take(chunk)
+        finally:
+            os.close(fd)
 
-    def _free_buffer(self) -> memoryview:
-        self._wait_for_room()
-        self._turn = (self._turn + 1) % BUFFERS
-        return self._buffers[self._turn]
+    def _buffer(self) -> memoryview:
+        if not hasattr(self._buffers, "own"):
+            self._buffers.own = memoryview(bytearray(BUFFER))
+        own: memoryview = self._buffers.own
+        return own
 
     def _open(self, source: StoredBytes) -> int:
-        if source.path not in self._sources:
+        if self._source is None or self._source[0] != source.path:
             fd = open_regular(source.path, where=str(source.path))
-            self._sources[source.path] = fd
+            if self._source is not None:
+                os.close(self._source[1])
+            self._source = (source.path, fd)
             if _ADVISE is not None:
                 _ADVISE(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
-        return self._sources[source.path]
+        return self._source[1]
 
 
 def all_finite(chunk: memoryview, dtype: str) -> bool:
@@ -127,6 +166,44 @@ def all_finite(chunk: memoryview, dtype: str) -> bool:
     elements = np.frombuffer(chunk, f"<i{size}")
     sign = 1 << (8 * size - 1)
     return bool(elements.max() < limit and elements.view(f"<u{size}").max() < sign + limit)
+
+
+def _give_back_memory() -> None:
+    """Return freed memory to the system.
+
+    glibc does not fill the gap that an aligned block of some megabytes leaves with the next block of that size, so
+    without this the heap grows by nearly every tensor that is computed.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is not None:
+        trim(0)
+
+
+def _examine(data: memoryview, examined: Examined) -> None:
+    for at in range(0, len(data), BUFFER):
+        examined.take(data[at : at + BUFFER])
+
+
+def _copy_range(source: int, target: int, offset: int, count: int) -> int:
+    """Copy inside the kernel; returns how many bytes, and 0 where it cannot or the source has ended."""
+    if not hasattr(os, "copy_file_range"):
+        return 0
+    try:
+        return os.copy_file_range(source, target, count, offset)
+    except OSError as error:
+        if error.errno in _NO_COPY:
+            return 0
+        raise
+
+
+def _read(fd: int, source: StoredBytes, at: int, buffer: memoryview) -> Iterator[memoryview]:
+    """The stored bytes from `at` on, in pieces that fill `buffer`; each is overwritten by the next."""
+    end = source.offset + source.nbytes
+    while at < end:
+        chunk = buffer[: min(len(buffer), end - at)]
+        _fill(fd, chunk, at, source)
+        yield chunk
+        at += len(chunk)
 
 
 def _fill(fd: int, chunk: memoryview, offset: int, source: StoredBytes) -> None:

@@ -16,7 +16,7 @@ from .dtypes import RANK, SIZES, from_torch
 from .files import write_all
 from .headers import TensorInfo
 from .location import INDEX_SUFFIX
-from .pipeline import BUFFERS, CHUNK, Examined, Pipeline
+from .pipeline import WORKING_MEMORY, Examined, Pipeline
 from .recipe import Recipe
 from .staging import Staging
 from .stored import StoredBytes
@@ -111,7 +111,7 @@ def peak_bytes(outputs: Sequence[Output], tensors: Mapping[str, TensorInfo]) -> 
         for output in outputs
         if output.recipe.make is not None
     ]
-    return BUFFERS * CHUNK + max(computed, default=0)
+    return WORKING_MEMORY + max(computed, default=0)
 
 
 def header_of(outputs: Sequence[Output], metadata: Mapping[str, str]) -> tuple[bytes, list[Output]]:

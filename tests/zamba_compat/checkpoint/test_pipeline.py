@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 
 from zamba_compat.checkpoint import pipeline as module
 from zamba_compat.checkpoint.dtypes import SIZES, to_torch
-from zamba_compat.checkpoint.pipeline import BUFFERS, CHUNK, Examined, Pipeline, all_finite
+from zamba_compat.checkpoint.pipeline import BUFFER, STEP, Examined, Pipeline, all_finite
 from zamba_compat.checkpoint.stored import StoredBytes
 from zamba_compat.errors import CheckpointError
 
@@ -50,16 +52,46 @@ def test_one_among_many(values: list[float]) -> None:
     assert all_finite(memoryview(data), "F32") == all(map(math.isfinite, values))
 
 
-SIZES_TO_COPY = [1, 1000, CHUNK - 1, CHUNK, CHUNK + 1, CHUNK * (2 * BUFFERS) + 5]
+def no_attribute(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.delattr(os, name, raising=False)
 
 
-@pytest.mark.parametrize("size", SIZES_TO_COPY)
-@pytest.mark.parametrize("way", ["copy", "append", "copy without preadv"])
+def refuses(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    def fail(*args: object) -> int:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "copy_file_range", fail, raising=False)
+
+
+def stops_halfway(monkeypatch: pytest.MonkeyPatch) -> None:
+    original, calls = os.copy_file_range, []
+
+    def short(source: int, target: int, count: int, offset: int) -> int:
+        calls.append(count)
+        return original(source, target, min(count, 777), offset) if len(calls) < 3 else 0
+
+    monkeypatch.setattr(os, "copy_file_range", short)
+
+
+WAYS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
+    "copy": lambda patch: None,
+    "append": lambda patch: None,
+    "no copy_file_range": lambda patch: no_attribute(patch, "copy_file_range"),
+    "two file systems": lambda patch: refuses(patch, errno.EXDEV),
+    "not supported": lambda patch: refuses(patch, errno.EOPNOTSUPP),
+    "stops halfway": stops_halfway,
+    "no preadv": lambda patch: (no_attribute(patch, "copy_file_range"), no_attribute(patch, "preadv"))[0],
+    "no posix_fadvise": lambda patch: patch.setattr(module, "_ADVISE", None),
+}
+
+
+@pytest.mark.parametrize("size", [1, 1000, BUFFER - 1, BUFFER, BUFFER + 1, 2 * STEP + 5, 3 * 2**25])
+@pytest.mark.parametrize("way", WAYS)
 def test_bytes_hash_and_progress(tmp_path: Path, size: int, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if way == "copy without preadv":
-        monkeypatch.delattr(os, "preadv", raising=False)
-    before, data = b"before", os.urandom(min(size, 10**6)) * (size // 10**6 + 1)
-    data = data[:size]
+    if size > STEP and way not in ("copy", "append", "no copy_file_range"):
+        size = BUFFER * 2 + 1
+    WAYS[way](monkeypatch)
+    before, data = b"before", (os.urandom(min(size, 10**6)) * (size // 10**6 + 1))[:size]
     (tmp_path / "source").write_bytes(b"xyz" + data + b"after")
     told: list[int] = []
     examined = Examined("U8")
@@ -76,29 +108,41 @@ def test_bytes_hash_and_progress(tmp_path: Path, size: int, way: str, monkeypatc
     assert sum(told) == size
 
 
-def test_a_slow_hash_thread_sees_the_bytes_that_were_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No buffer is filled again before it has been examined."""
-    import time
+def test_another_error_of_the_disk_is_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refuses(monkeypatch, errno.ENOSPC)
+    (tmp_path / "source").write_bytes(bytes(10))
+    with (
+        pytest.raises(OSError, match="No space left") as caught,
+        open(tmp_path / "target", "wb") as target,
+        Pipeline() as pipeline,
+    ):
+        pipeline.copy(target.fileno(), StoredBytes(tmp_path / "source", 0, 10), Examined("U8"))
+    assert caught.value.errno == errno.ENOSPC
 
-    monkeypatch.setattr(module, "CHUNK", 1000)
-    data = os.urandom(100_000)
-    (tmp_path / "source").write_bytes(data)
 
-    class Slow(Examined):
-        def take(self, chunk: memoryview) -> None:
-            time.sleep(0.001)
-            super().take(chunk)
-
-    examined = Slow("U8")
+def test_many_tensors_of_two_sources_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "AHEAD", 10_000)
+    parts = [os.urandom(3000 + n) for n in range(40)]
+    for name in ("even", "odd"):
+        (tmp_path / name).write_bytes(b"".join(parts[name == "odd" :: 2]))
+    examined = [Examined("U8") for _ in parts]
+    at = {"even": 0, "odd": 0}
+    waiting = 0
     with open(tmp_path / "target", "wb") as target, Pipeline() as pipeline:
-        pipeline.copy(target.fileno(), StoredBytes(tmp_path / "source", 0, len(data)), examined)
+        for n, part in enumerate(parts):
+            name = "odd" if n % 2 else "even"
+            pipeline.copy(target.fileno(), StoredBytes(tmp_path / name, at[name], len(part)), examined[n])
+            at[name] += len(part)
+            waiting = max(waiting, sum(size for _, size in pipeline._waiting))
         pipeline.drain()
-    assert examined.sha256.hexdigest() == hashlib.sha256(data).hexdigest()
+    assert (tmp_path / "target").read_bytes() == b"".join(parts)
+    assert [e.sha256.hexdigest() for e in examined] == [hashlib.sha256(part).hexdigest() for part in parts]
+    assert waiting <= 10_000
 
 
 def test_not_finite_across_chunks(tmp_path: Path) -> None:
-    tensor = torch.zeros(CHUNK, dtype=torch.bfloat16)
-    for position, expected in ((None, True), (0, False), (CHUNK // 2, False), (CHUNK - 1, False)):
+    tensor = torch.zeros(BUFFER, dtype=torch.bfloat16)
+    for position, expected in ((None, True), (0, False), (BUFFER // 2, False), (BUFFER - 1, False)):
         values = tensor.clone()
         if position is not None:
             values[position] = float("nan")

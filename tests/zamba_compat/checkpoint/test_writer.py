@@ -238,14 +238,14 @@ def test_row_59_modes_follow_the_umask(tmp_path: Path) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("way", ["mapped", "file to file", "computed"])
 def test_memory_does_not_grow_with_the_checkpoint(tmp_path: Path, way: str) -> None:
-    """The peak of anonymous memory over 12 tensors of 8 MiB stays below a few of them."""
+    """The peak of anonymous memory over 16 tensors of 8 MiB stays below a few of them."""
     from safetensors.torch import save_file
 
     (tmp_path / "config.json").write_text("{}")
-    save_file({f"t{n:02}": torch.full((2**21,), float(n)) for n in range(12)}, tmp_path / "model.safetensors")
+    save_file({f"t{n:02}": torch.full((2**21,), float(n)) for n in range(16)}, tmp_path / "model.safetensors")
     program = f"""
 from pathlib import Path
-import numpy, torch
+import huggingface_hub.serialization, numpy, torch
 from zamba_compat.checkpoint.index import open_checkpoint
 from zamba_compat.checkpoint.recipe import Recipe
 from zamba_compat.checkpoint.staging import Staging
@@ -265,7 +265,7 @@ with open_checkpoint({str(tmp_path)!r}) as checkpoint:
 print(max(peak) - peak[0])
 """
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert int(result.stdout) < 48 * 1024  # of 96 MiB; in KiB
+    assert int(result.stdout) < 48 * 1024  # of 128 MiB; in KiB
 
 
 def test_the_manifest(tmp_path: Path) -> None:
