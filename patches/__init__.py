@@ -12,6 +12,7 @@ from __future__ import annotations
 from zamba_compat.adapters import Adapter
 
 from .bitsandbytes import carried_cpu_flag, cpu_packing, state_dtype, storage_cast
+from .peft import mamba_targets, tied_merge
 from .transformers import (
     block_order,
     config_reading,
@@ -68,4 +69,7 @@ ADAPTERS: tuple[Adapter, ...] = (
     *plain_scan.ADAPTERS,
     hybrid_cache_reset.ADAPTER,
     embeddings_generation.ADAPTER,
+    # Fine-tuning.
+    mamba_targets.ADAPTER,
+    *tied_merge.ADAPTERS,
 )

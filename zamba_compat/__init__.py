@@ -13,6 +13,7 @@ from .errors import ZambaCompatError
 from .settings import configure, settings
 
 if TYPE_CHECKING:
+    from .modules import separate_modules, share_modules
     from .sharing import SharingMap
 
 __version__ = "0.1.0"
@@ -22,7 +23,9 @@ __all__ = [
     "ZambaCompatError",
     "configure",
     "install",
+    "separate_modules",
     "settings",
+    "share_modules",
     "status",
     "uninstall",
 ]
@@ -51,6 +54,9 @@ def install() -> None:
 
 def uninstall() -> None:
     """Take every adapter back; each mended class and module is left as it was found."""
+    from .patches.bitsandbytes.cpu_packing import unpack_all
+
+    unpack_all()  # bitsandbytes by itself reads the packed form wrong
     registry().disarm()
 
 
@@ -59,6 +65,10 @@ def __getattr__(name: str) -> Any:
         from .sharing import SharingMap
 
         return SharingMap
+    if name in ("separate_modules", "share_modules"):
+        from . import modules
+
+        return getattr(modules, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -19,7 +19,7 @@ class ZambaCompatError(Exception):
 
 
 class ConfigError(ZambaCompatError, ValueError):
-    """A config that does not describe a Zamba or Zamba2 model, or contradicts itself."""
+    """A config that describes no Zamba or Zamba2 model, contradicts itself, or asks for what such a model lacks."""
 
 
 class CheckpointError(ZambaCompatError, ValueError):

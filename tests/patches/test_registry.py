@@ -101,4 +101,4 @@ def test_status_accounts_for_every_adapter() -> None:
 
 @pytest.mark.parametrize("adapter", ADAPTERS, ids=lambda a: a.name)
 def test_pins_are_within_what_is_tested(adapter) -> None:
-    assert adapter.requires.startswith(("transformers>=", "bitsandbytes>=", "mergekit>="))
+    assert adapter.requires.startswith(("transformers>=", "bitsandbytes>=", "mergekit>=", "peft>="))

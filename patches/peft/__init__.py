@@ -1,0 +1,1 @@
+"""Adapters for PEFT, one file per upstream defect."""
