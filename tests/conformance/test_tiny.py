@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from _tiny.perplexity import perplexity
 from conformance.helpers import load
+from conformance.quantization import bnb_config
 from support.synthetic import hybrid_layers
 
 # Not in stock runs: before 5.15 they take minutes over prompts of this length.
@@ -23,14 +24,21 @@ RECORDED = json.loads((TINY / "perplexity.json").read_text())["models"]
 NAMES = ("base", "tuned")
 
 
-def measured(directory: Path, text: str) -> float:
-    model = load(directory, torch_dtype=torch.float32)
+def measured(directory: Path, text: str, **options: Any) -> float:
+    model = load(directory, torch_dtype=torch.float32, **options)
     return perplexity(lambda ids: model(ids, use_cache=False), (TINY / f"text_{text}.txt").read_bytes())
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_perplexity_is_as_recorded(name: str) -> None:
     assert measured(TINY / name, name) == pytest.approx(recorded(name, name), rel=2e-3)
+
+
+def test_4_bits_cost_a_few_percent() -> None:
+    """Swapped blocks, the measure of a mistake, cost 62%: `test_swapped_blocks_wreck_it`."""
+    pytest.importorskip("bitsandbytes")
+    found = measured(TINY / "base", "base", quantization_config=bnb_config("nf4"))
+    assert 1.001 < found / recorded("base", "base") < 1.03
 
 
 def recorded(name: str, text: str) -> float:
