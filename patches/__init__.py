@@ -18,9 +18,11 @@ from .transformers import (
     config_reading,
     config_writing,
     cpu_refused,
+    device_map_aliases,
     embeddings_generation,
     hybrid_cache_reset,
     long_context,
+    offloaded_save,
     packed_weight_cast,
     plain_scan,
     quant_state_per_module,
@@ -51,9 +53,11 @@ ADAPTERS: tuple[Adapter, ...] = (
     *tie_map.ADAPTERS,
     *tied_keys.ADAPTERS,
     *saved_once.ADAPTERS,
+    offloaded_save.ADAPTER,
     *saved_again.ADAPTERS,
     # Loading.
     *rehydrate.ADAPTERS,
+    *device_map_aliases.ADAPTERS,
     # Quantization.
     *cpu_refused.ADAPTERS,
     *packed_weight_cast.ADAPTERS,
