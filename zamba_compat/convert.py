@@ -6,29 +6,28 @@ import dataclasses
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zamba_compat.calibrate import kl_divergence, read_text
 from zamba_compat.checkpoint import layouts
 from zamba_compat.checkpoint.card import steps, with_conversion
+from zamba_compat.checkpoint.casting import cast
 from zamba_compat.checkpoint.compare import compare
-from zamba_compat.checkpoint.dtypes import to_torch
 from zamba_compat.checkpoint.index import open_checkpoint
 from zamba_compat.checkpoint.manifest import write_manifest
 from zamba_compat.checkpoint.pipeline import WORKING_MEMORY
 from zamba_compat.checkpoint.progress import Progress, counting
-from zamba_compat.checkpoint.recipe import Recipe
+from zamba_compat.checkpoint.quantization import refuse_nonfinite
 from zamba_compat.checkpoint.report import DTYPES, Options, Report
 from zamba_compat.checkpoint.resolve import Resolution, resolve
 from zamba_compat.checkpoint.signals import interruptible
 from zamba_compat.checkpoint.staging import Staging
 from zamba_compat.checkpoint.writer import Output, Written, parse_size, plan_shards, shard_names, write_shards
-from zamba_compat.errors import CheckpointError
+from zamba_compat.quantize import Quantization, check, peak_memory, plan, quantized
 from zamba_compat.rehydrate import Divergence
 
 __all__ = ["DTYPES", "Conversion", "Options", "Report", "convert", "prepare"]
@@ -36,10 +35,10 @@ __all__ = ["DTYPES", "Conversion", "Options", "Report", "convert", "prepare"]
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from zamba_compat.checkpoint.index import Checkpoint, TensorInfo
+    from zamba_compat.checkpoint.index import Checkpoint
 
-_FLOATS = ("F16", "BF16", "F32", "F64")
 _CARD = "README.md"
+_PLAIN: dict[str, Any] = {"quantize": None, "double_quant": False, "compute_dtype": None, "keep_shared_16bit": False}
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,8 @@ class Conversion:
         divergences: shared tensors whose copies differ.
         resolution: what becomes of them.
         config: config.json of the output.
-        outputs: the tensors of the output, in the order to write them.
+        outputs: the tensors of the output, in the order to write them, before they are quantized.
+        quantization: what is quantized of them.
         notes: what a person should hear.
     """
 
@@ -60,6 +60,7 @@ class Conversion:
     resolution: Resolution
     config: dict[str, Any]
     outputs: tuple[Output, ...]
+    quantization: Quantization | None
     notes: tuple[str, ...]
 
     @property
@@ -71,7 +72,12 @@ class Conversion:
     @property
     def nbytes(self) -> int:
         """Of all tensors of the output."""
-        return sum(output.nbytes for output in self.outputs)
+        return sum(output.nbytes for output in self.planned)
+
+    @property
+    def planned(self) -> tuple[Output, ...]:
+        """The tensors that are written; quantized, their sizes may be a few bytes off."""
+        return self.outputs if self.quantization is None else self.quantization.announced(self.outputs)
 
     @property
     def peak_memory(self) -> int:
@@ -80,7 +86,9 @@ class Conversion:
         held = sum(output.nbytes for output in made if not output.recipe.sources)
         largest = 2 * max((output.nbytes for output in made), default=0)
         gram = 3 * 8 * (2 * int(self.config["hidden_size"])) ** 2 if held else 0
-        return WORKING_MEMORY + held + max(largest, gram)
+        names = self.quantization.names if self.quantization is not None else ()
+        quantizing = peak_memory([output for output in self.outputs if output.name in names])
+        return WORKING_MEMORY + held + max(largest + quantizing, gram)
 
 
 def prepare(checkpoint: Checkpoint, options: Options, progress: Progress | None = None) -> Conversion:
@@ -90,6 +98,7 @@ def prepare(checkpoint: Checkpoint, options: Options, progress: Progress | None 
         ZambaCompatError: see `convert`.
     """
     contents = layouts.read_contents(checkpoint, allow_unknown=options.allow_unknown)
+    check(contents, options)
     choice = options.resolve
     if choice == "error" and options.layout == "untied":
         choice = "untie"
@@ -120,11 +129,14 @@ def prepare(checkpoint: Checkpoint, options: Options, progress: Progress | None 
         extra=contents.unknown,
         where=contents.where,
     )
-    config, recipes = _cast(config, recipes, contents, checkpoint.tensors, options.dtype)
+    config, recipes = cast(config, recipes, contents, checkpoint.tensors, options.dtype)
     made = layouts.outcomes(recipes, checkpoint.tensors)
     outputs = tuple(Output(name, made[name].dtype, made[name].shape, recipe) for name, recipe in recipes.items())
+    quantization = plan(outputs, config, contents, options)
+    if quantization is not None:
+        config = {**config, "quantization_config": dict(quantization.words)}
     notes = (*checkpoint.warnings, *contents.notes, *notes, *resolution.notes)
-    return Conversion(contents, tuple(divergences), resolution, config, outputs, notes)
+    return Conversion(contents, tuple(divergences), resolution, config, outputs, quantization, notes)
 
 
 def convert(
@@ -172,7 +184,8 @@ def convert(
             staging.commit()
             if written.nonfinite:
                 warnings.append(f"NaN or infinity in {len(written.nonfinite)} tensors: {', '.join(written.nonfinite)}")
-        shards = plan_shards(conversion.outputs, parse_size(options.max_shard_size))
+        outputs = conversion.planned if staging is None else written.outputs
+        shards = plan_shards(outputs, parse_size(options.max_shard_size))
         before = checkpoint.config
         return Report(
             source=str(source),
@@ -181,9 +194,9 @@ def convert(
             options=options,
             written=staging is not None,
             tensors_stored=len(checkpoint.tensors),
-            tensors=len(conversion.outputs),
+            tensors=len(outputs),
             bytes_stored=sum(info.nbytes for info in checkpoint.tensors.values()),
-            bytes=conversion.nbytes,
+            bytes=sum(output.nbytes for output in outputs),
             divergences=conversion.divergences,
             residuals=conversion.resolution.residuals,
             config=_changes(before, conversion.config),
@@ -201,15 +214,21 @@ def convert(
 def _write(
     checkpoint: Checkpoint, conversion: Conversion, staging: Staging, options: Options, progress: Progress | None
 ) -> Written:
-    with counting(progress, "writing", conversion.nbytes) as update:
+    quantization = conversion.quantization
+    with (
+        quantized(conversion.outputs, quantization, checkpoint, staging, progress) as (outputs, find),
+        counting(progress, "writing", sum(output.nbytes for output in outputs)) as update,
+    ):
         written = write_shards(
             staging,
-            conversion.outputs,
+            outputs,
             checkpoint.read,
             max_shard_size=parse_size(options.max_shard_size),
             progress=update,
-            stored_bytes=checkpoint.stored_bytes,
+            stored_bytes=find,
         )
+    if quantization is not None and written.nonfinite:
+        raise refuse_nonfinite(written.nonfinite)
     staging.write("config.json", json.dumps(conversion.config, indent=2, sort_keys=True) + "\n")
     card = ""
     for path in checkpoint.companions:
@@ -220,8 +239,11 @@ def _write(
     done = steps(
         conversion.layout, options.layout, conversion.resolution, _changes(checkpoint.config, conversion.config)
     )
+    if quantization is not None:
+        done.append(quantization.sentence)
     staging.write(_CARD, with_conversion(card, done).encode("utf-8", errors="surrogateescape"))
     asked = {key: value for key, value in dataclasses.asdict(options).items() if key not in ("dry_run", "overwrite")}
+    asked |= {} if quantization is None else quantization.made_by
     write_manifest(staging, written, sources=[checkpoint.identity], options={"command": "convert-checkpoint", **asked})
     return written
 
@@ -233,45 +255,11 @@ def _calibrate(source: str | Path, destination: Path, options: Options, text: st
     beside = parent if parent.is_dir() else None  # a dry run makes no directory
     with interruptible(), tempfile.TemporaryDirectory(prefix=".calibrate-", dir=beside) as directory:
         untied = Path(directory, "untied")
-        convert(source, untied, dataclasses.replace(plain, resolve="untie", adapter_rank=None, dtype=None))
+        convert(source, untied, dataclasses.replace(plain, resolve="untie", adapter_rank=None, dtype=None, **_PLAIN))
         if made is None:
             made = Path(directory, "made")
             convert(source, made, plain)
         return kl_divergence(untied, made, text)
-
-
-def _cast(
-    config: dict[str, Any],
-    recipes: dict[str, Recipe],
-    contents: layouts.Contents,
-    stored: Mapping[str, TensorInfo],
-    dtype: str | None,
-) -> tuple[dict[str, Any], dict[str, Recipe]]:
-    """Every floating-point tensor of the model in the dtype asked for, and what config.json says of it."""
-    made = layouts.outcomes(recipes, stored)
-    if dtype is None:
-        found = {info.dtype for info in made.values()}
-        names = {word: name for name, word in DTYPES.items()}
-        if config.get("torch_dtype") is None and len(found) == 1 and found <= names.keys():
-            config = {**config, "torch_dtype": names[found.pop()]}
-        return config, recipes
-    if contents.quantized:
-        raise CheckpointError(
-            "The checkpoint is quantized; in another dtype it would have to be quantized anew.",
-            where=contents.where,
-            remedy="Leave --dtype out, or convert the unquantized checkpoint.",
-        )
-    word = DTYPES[dtype]
-    cast = {
-        name: Recipe(recipes[name].sources, partial(_cast_one, recipes[name].make, word), info.shape, word)
-        for name, info in made.items()
-        if info.dtype in _FLOATS and info.dtype != word and name not in contents.unknown
-    }
-    return {**config, "torch_dtype": dtype}, {**recipes, **cast}
-
-
-def _cast_one(make: Callable[..., Tensor] | None, word: str, *tensors: Tensor) -> Tensor:
-    return (tensors[0] if make is None else make(*tensors)).to(to_torch(word))
 
 
 def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

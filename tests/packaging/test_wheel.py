@@ -136,14 +136,14 @@ def test_metadata(metadata: Message) -> None:
     assert metadata.get_all("Classifier") == project["classifiers"]
     assert metadata["Description-Content-Type"] == "text/markdown"
     assert str(metadata.get_payload()).strip() == (ROOT / "README.md").read_text(encoding="utf-8").strip()
-    assert set(metadata.get_all("Provides-Extra", [])) == {"dev", "quant", "test"}
+    assert set(metadata.get_all("Provides-Extra", [])) == {"dev", "finetune", "quant", "test"}
 
 
 @pytest.mark.slow
 def test_requirements_have_both_bounds(metadata: Message) -> None:
     required = [Requirement(text) for text in metadata.get_all("Requires-Dist", [])]
     required = [requirement for requirement in required if requirement.marker is None]  # without the extras
-    assert {r.name for r in required} == {"packaging", "safetensors", "torch", "transformers"}
+    assert {r.name for r in required} == {"packaging", "safetensors", "torch", "tqdm", "transformers"}
     for requirement in required:
         assert {bound.operator for bound in requirement.specifier} == {">=", "<"}, requirement
 

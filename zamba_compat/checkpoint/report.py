@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from zamba_compat.checkpoint.layouts import WRITTEN
+from zamba_compat.checkpoint.quantization import METHODS
 from zamba_compat.checkpoint.resolve import CHOICES, Residual
 from zamba_compat.checkpoint.writer import parse_size
 from zamba_compat.errors import CheckpointError
@@ -31,6 +32,10 @@ class Options:
         allow_unknown: copy tensors that are no part of the model.
         allow_pickle: read .bin and .pt files, with torch.load(weights_only=True).
         calibrate: a text file on which to measure how far the output is from the untied model; needs transformers.
+        quantize: "nf4", "fp4" or "int8" for the linear weights of the layers, by bitsandbytes; layouts hub and untied.
+        double_quant: quantize the absmaxes too; 4 bits only.
+        compute_dtype: that config.json names for products with 4-bit weights; None is the model's dtype.
+        keep_shared_16bit: leave the shared blocks unquantized.
     """
 
     layout: str = "hub"
@@ -43,12 +48,18 @@ class Options:
     allow_unknown: bool = False
     allow_pickle: bool = False
     calibrate: str | None = None
+    quantize: str | None = None
+    double_quant: bool = False
+    compute_dtype: str | None = None
+    keep_shared_16bit: bool = False
 
     def __post_init__(self) -> None:
         for value, known, name in (
             (self.layout, WRITTEN, "layout"),
             (self.resolve, CHOICES, "way to resolve copies"),
             (self.dtype or "float32", tuple(DTYPES), "dtype"),
+            (self.compute_dtype or "float32", tuple(DTYPES), "dtype"),
+            (self.quantize or METHODS[0], METHODS, "way to quantize"),
         ):
             if value not in known:
                 raise CheckpointError(f"{value!r} is no {name}.", remedy=f"Use one of {', '.join(known)}.")
@@ -56,6 +67,22 @@ class Options:
             parse_size(self.max_shard_size)
         except ValueError as error:
             raise CheckpointError(f"{error}.") from error
+        self._check_quantization()
+
+    def _check_quantization(self) -> None:
+        if self.quantize is None and (self.double_quant or self.compute_dtype or self.keep_shared_16bit):
+            raise CheckpointError(
+                "How to quantize is said, but not to what.", remedy="Add --quantize nf4, fp4 or int8."
+            )
+        if self.quantize == "int8" and (self.double_quant or self.compute_dtype):
+            raise CheckpointError(
+                "Double quantization and a compute dtype are for 4 bits.", remedy="Leave them out, or quantize to nf4."
+            )
+        if self.quantize is not None and self.layout not in ("hub", "untied"):
+            raise CheckpointError(
+                f"A quantized checkpoint holds each shared block once; {self.layout} is no layout for it.",
+                remedy="Use --layout hub.",
+            )
 
 
 @dataclass(frozen=True)

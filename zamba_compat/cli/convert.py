@@ -15,17 +15,30 @@ if TYPE_CHECKING:
     from zamba_compat.checkpoint.progress import Bar
     from zamba_compat.checkpoint.report import Report
 
-# As in checkpoint/layouts.py, resolve.py and report.py, which take longer to import than --help may.
+# As in checkpoint/layouts.py, resolve.py, report.py and quantization.py, which take longer to import than --help may.
 LAYOUTS = ("hub", "expanded", "untied", "zyphra-fork", "zyphra-native")
 CHOICES = ("error", "first", "mean", "karcher", "untie", "absorb")
 DTYPES = ("float32", "bfloat16", "float16")
+METHODS = ("nf4", "fp4", "int8")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
+    add("--layout", choices=LAYOUTS, default="hub", help="of the output (default: %(default)s)")
+    add("--quantize", choices=METHODS, help="the linear weights of the layers, with bitsandbytes")
+    add_common(parser)
+
+
+def add_common(parser: argparse.ArgumentParser) -> None:
+    """The arguments that quantize has too."""
+    add = parser.add_argument
     add("source", metavar="SRC", help="a directory, an index, a single file, or a hub id in the local cache")
     add("destination", metavar="DST", help="the directory to make")
-    add("--layout", choices=LAYOUTS, default="hub", help="of the output (default: %(default)s)")
+    add("--double-quant", action="store_true", help="quantize the absmaxes of 4-bit blocks too")
+    add(
+        "--compute-dtype", choices=DTYPES, help="of products with 4-bit weights, for config.json (default: the model's)"
+    )
+    add("--keep-shared-16bit", action="store_true", help="leave the shared blocks unquantized")
     add(
         "--resolve",
         choices=CHOICES,
@@ -63,6 +76,10 @@ def run(options: argparse.Namespace) -> int:
             allow_unknown=options.allow_unknown,
             allow_pickle=options.allow_pickle,
             calibrate=options.calibrate,
+            quantize=options.quantize,
+            double_quant=options.double_quant,
+            compute_dtype=options.compute_dtype,
+            keep_shared_16bit=options.keep_shared_16bit,
         ),
         progress=None if options.quiet or not sys.stderr.isatty() else bar,
     )

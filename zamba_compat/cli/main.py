@@ -12,7 +12,9 @@ from zamba_compat.errors import ZambaCompatError
 # Command -> its module and what it does.
 COMMANDS = {
     "doctor": ("doctor", "what is installed, which adapters apply, whether Zamba2 is built right here"),
+    "inspect": ("inspect", "what a checkpoint holds and whether it is whole; how far two lie apart"),
     "convert-checkpoint": ("convert", "a checkpoint from any layout to another"),
+    "quantize": ("quantize", "a checkpoint with bitsandbytes, without building the model"),
 }
 
 EXIT_OK, EXIT_FAULT, EXIT_USAGE, EXIT_ERROR = 0, 1, 2, 3

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import zamba_compat.checkpoint.layouts
+import zamba_compat.checkpoint.quantization
 import zamba_compat.checkpoint.report
 import zamba_compat.checkpoint.resolve
 from support import synthetic
@@ -31,6 +32,7 @@ def test_choices_are_those_of_the_library() -> None:
     assert command.LAYOUTS == zamba_compat.checkpoint.layouts.WRITTEN
     assert command.CHOICES == zamba_compat.checkpoint.resolve.CHOICES
     assert set(command.DTYPES) == set(zamba_compat.checkpoint.report.DTYPES)
+    assert command.METHODS == zamba_compat.checkpoint.quantization.METHODS
 
 
 def test_every_option_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,17 +44,21 @@ def test_every_option_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("zamba_compat.convert.convert", convert)
     words = "--layout untied --resolve absorb --adapter-rank 9 --dtype float16 --max-shard-size 1MB --calibrate text"
+    quantized = "--quantize fp4 --double-quant --compute-dtype bfloat16 --keep-shared-16bit"
     flags = "--dry-run --overwrite --allow-unknown --allow-pickle -q"
-    assert main(["convert-checkpoint", "a", "b", *words.split(), *flags.split()]) == 0
+    assert main(["convert-checkpoint", "a", "b", *words.split(), *quantized.split(), *flags.split()]) == 0
     assert seen == {
         "source": "a",
         "destination": "b",
         "progress": None,
         "options": zamba_compat.checkpoint.report.Options(
-            "untied", "absorb", 9, "float16", "1MB", True, True, True, True, "text"
+            *("untied", "absorb", 9, "float16", "1MB", True, True, True, True, "text"),
+            *("fp4", True, "bfloat16", True),
         ),
     }
-    assert len(inspect.signature(zamba_compat.checkpoint.report.Options).parameters) == 10
+    assert len(inspect.signature(zamba_compat.checkpoint.report.Options).parameters) == 14
+    assert main(["quantize", "a", "b", "--dtype", "bfloat16", "-q"]) == 0
+    assert seen["options"] == zamba_compat.checkpoint.report.Options(dtype="bfloat16", quantize="nf4")
 
 
 def test_text(divergent: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
