@@ -242,3 +242,18 @@ def test_zamba(method: str, tmp_path: Path) -> None:
     again = load(tmp_path / "b", torch_dtype=torch.float32)
     assert torch.equal(logits(again, case.ids), wanted)
     assert held_bytes(again) == held_bytes(model)
+
+
+@pytest.mark.parametrize("device_map", ["auto", {"": "cpu"}])
+@pytest.mark.parametrize("layout", ["hub", "later-layer"])
+@pytest.mark.parametrize("method", ["nf4", "int8"])
+def test_device_map(device_map: Any, layout: str, method: str, tmp_path: Path) -> None:
+    if device_map == "auto" and torch.cuda.is_available():
+        pytest.skip("auto would take the GPU")
+    case = make_case("7B", length=41)
+    state = lay_out(case.state, case.config, layout)
+    directory = synthetic.write_checkpoint(tmp_path / "a", state, case.config)
+    model = load(directory, quantization_config=bnb_config(method), torch_dtype=torch.float32, device_map=device_map)
+    assert_close(logits(model, case.ids), reference_logits("7B", method), TOLERANCE)
+    for suffix, found in shared_storages(model).items():
+        assert len(found) == (1 if "adapter_list" in suffix else 2), suffix
