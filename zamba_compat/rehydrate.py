@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 Read = Callable[[str], "Tensor"]
 REMEDY_DIVERGENT = (
-    "To tie them again: zamba_compat.configure(divergent='first') or 'mean', or ZAMBA_COMPAT_DIVERGENT=mean in the "
-    "environment, then from_pretrained and save_pretrained."
+    "To tie them again: zamba-compat convert-checkpoint SRC DST --resolve mean (or first, karcher, absorb), or for this "
+    "process zamba_compat.configure(divergent='mean')."
 )
 
 
