@@ -166,7 +166,7 @@ def test_divergent_copies_load_exactly(tmp_path: Path, caplog: pytest.LogCapture
     assert_close(logits(model, case.ids), want)
     assert model.config.num_mem_blocks == len(case.config["hybrid_layer_ids"])
     assert len([r for r in caplog.records if r.name == "zamba_compat"]) == 1
-    assert "ZAMBA_COMPAT_DIVERGENT=mean" in caplog.text
+    assert "convert-checkpoint SRC DST --resolve mean" in caplog.text
 
     model.save_pretrained(tmp_path / "saved")
     assert torch.equal(logits(load(tmp_path / "saved"), case.ids), logits(model, case.ids))
@@ -182,7 +182,7 @@ def test_choices_for_divergent_copies(choice: str, tmp_path: Path, monkeypatch: 
     directory = synthetic.write_checkpoint(tmp_path / "model", divergent, case.config)
     monkeypatch.setenv("ZAMBA_COMPAT_DIVERGENT", choice)
     if choice == "error":
-        with pytest.raises(DivergentCopiesError, match="ZAMBA_COMPAT_DIVERGENT=mean"):
+        with pytest.raises(DivergentCopiesError, match="convert-checkpoint SRC DST --resolve mean"):
             load(directory)
         return
     model = load(directory)
