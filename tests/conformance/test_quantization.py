@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,21 @@ from support import synthetic
 pytest.importorskip("bitsandbytes")
 
 TOLERANCE = 1e-4  # relative, against the float64 reference with the dequantized weights
-CASES = [(p, layout, m) for p in synthetic.PUBLISHED for layout in ("hub", "expanded", "later-layer") for m in METHODS]
+LAYOUTS = ("hub", "expanded", "later-layer")
+CASES = [(p, layout, m) for p in synthetic.PUBLISHED for layout in LAYOUTS for m in METHODS]
 CASES += [(p, "hub", m) for p in synthetic.UNPUBLISHED for m in ("nf4-double", "int8")]
 CASES += [("three-blocks", layout, "nf4") for layout in ("expanded", "split")]
+# What CI runs under every release; the rest it runs under one, and `make matrix` under all.
+BRIEF = {(p, layout, m) for p, layout in (("7B", "expanded"), ("2.7B", "later-layer")) for m in METHODS}
+BRIEF |= {("1.2B", "hub", "nf4-double"), ("three-blocks", "split", "nf4"), ("7B", "hub", "int8")}
+
+
+def thorough(cases: Iterable[Any], brief: Collection[Any]) -> list[Any]:
+    marks: list[Any] = [() if case in brief else pytest.mark.thorough for case in cases]
+    return [
+        pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=mark)
+        for case, mark in zip(cases, marks, strict=True)
+    ]
 
 
 def quantize_on_load(directory: Path, method: str, **more: Any) -> Any:
@@ -48,7 +61,7 @@ def assert_same_weights(model: Any, other: Any, state: synthetic.State) -> None:
         assert torch.equal(tensor, theirs[key]), key
 
 
-@pytest.mark.parametrize(("pattern", "layout", "method"), CASES)
+@pytest.mark.parametrize(("pattern", "layout", "method"), thorough(CASES, BRIEF))
 def test_quantized_once(pattern: str, layout: str, method: str, tmp_path: Path) -> None:
     case = make_case(pattern, length=41)
     wanted = quantized_state(case.state, method)
@@ -79,8 +92,10 @@ def test_quantized_once(pattern: str, layout: str, method: str, tmp_path: Path) 
         assert held_bytes(loaded) == pytest.approx(floor, rel=0.01)
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("layout", ["hub", "expanded", "later-layer"])
+@pytest.mark.parametrize(
+    ("layout", "method"),
+    thorough([(layout, m) for layout in LAYOUTS for m in METHODS], [("expanded", m) for m in METHODS]),
+)
 def test_pre_quantized(method: str, layout: str, tmp_path: Path) -> None:
     case = make_case("7B", length=41)
     state = quantized_state(lay_out(case.state, case.config, layout), method)
@@ -151,8 +166,13 @@ def test_a_skipped_shared_linear_is_skipped_at_every_position(layer: int, tmp_pa
     assert_close(logits(model, case.ids), synthetic.forward(effective, case.config, case.ids), TOLERANCE)
 
 
-@pytest.mark.parametrize("storage", ["uint8", "float16", "bfloat16", "float32"])
-@pytest.mark.parametrize("method", ["nf4-double", "fp4"])
+@pytest.mark.parametrize(
+    ("storage", "method"),
+    thorough(
+        [(s, m) for s in ("uint8", "float16", "bfloat16", "float32") for m in ("nf4-double", "fp4")],
+        [("bfloat16", "nf4-double"), ("float32", "fp4")],
+    ),
+)
 def test_quant_storage(storage: str, method: str, tmp_path: Path) -> None:
     case = make_case("7B")
     directory = synthetic.write_checkpoint(tmp_path / "a", case.state, case.config)
