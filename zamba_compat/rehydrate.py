@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 Read = Callable[[str], "Tensor"]
 REMEDY_DIVERGENT = (
-    "To tie them again: zamba-compat convert-checkpoint SRC DST --resolve mean (or first, karcher, absorb), or for this "
-    "process zamba_compat.configure(divergent='mean')."
+    "To tie them again: zamba-compat convert-checkpoint SRC DST --resolve mean (or first, karcher, absorb), or for "
+    "this process zamba_compat.configure(divergent='mean')."
 )
 
 

@@ -1,0 +1,202 @@
+"""Quantize a checkpoint with bitsandbytes tensor by tensor; no model is built."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from zamba_compat.checkpoint.dtypes import from_torch
+from zamba_compat.checkpoint.files import write_all
+from zamba_compat.checkpoint.progress import Progress, counting
+from zamba_compat.checkpoint.quantization import WORKSPACE, Method, announce, device, quantize, require_bitsandbytes
+from zamba_compat.checkpoint.recipe import Recipe
+from zamba_compat.checkpoint.shapes import is_head
+from zamba_compat.checkpoint.staging import Staging
+from zamba_compat.checkpoint.stored import StoredBytes
+from zamba_compat.checkpoint.writer import Output
+from zamba_compat.errors import CheckpointError
+from zamba_compat.sharing import SharingMap
+
+if TYPE_CHECKING:
+    from zamba_compat.checkpoint.index import Checkpoint
+    from zamba_compat.checkpoint.layouts import Contents
+    from zamba_compat.checkpoint.report import Options
+
+_SCRATCH = ".quantized"
+Find = Callable[[str], "StoredBytes | None"]
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """Which tensors are quantized, and how.
+
+    Attributes:
+        method: how.
+        names: the weights, by their names in the output.
+        words: config.json's quantization_config.
+        made_by: what does it, for the manifest.
+    """
+
+    method: Method
+    names: frozenset[str]
+    words: Mapping[str, Any]
+    made_by: Mapping[str, str]
+
+    @property
+    def sentence(self) -> str:
+        """For the model card."""
+        kind = "8-bit integers" if self.method.name == "int8" else self.method.name.upper()
+        more = " with double quantization" if self.method.double else ""
+        kept = ", the shared blocks left as they are" if self.method.skip_shared else ""
+        return f"Linear weights of the layers quantized to {kind}{more} by bitsandbytes{kept}."
+
+    def announced(self, outputs: tuple[Output, ...]) -> tuple[Output, ...]:
+        """The outputs with what becomes of quantized ones in their place; see `announce` for how exact it is."""
+        found: list[Output] = []
+        for output in outputs:
+            if output.name not in self.names:
+                found.append(output)
+                continue
+            for end, (dtype, shape) in announce(output.dtype, output.shape, self.method).items():
+                found.append(_part(output.name, end, dtype, shape))
+        return tuple(found)
+
+
+def check(contents: Contents, options: Options) -> None:
+    """Refuse at once what cannot be quantized; nothing happens where that was not asked for.
+
+    Raises:
+        UnsupportedReleaseError: no release of bitsandbytes that can do it.
+        CheckpointError: a source that is quantized already.
+    """
+    if options.quantize is None:
+        return
+    if contents.quantized:
+        raise CheckpointError(
+            "The checkpoint is quantized already.",
+            where=contents.where,
+            remedy="Quantize the checkpoint that it was made from.",
+        )
+    require_bitsandbytes(Method(options.quantize))
+
+
+def plan(
+    outputs: tuple[Output, ...], config: Mapping[str, Any], contents: Contents, options: Options
+) -> Quantization | None:
+    """What to quantize of a conversion's outputs; None where nothing was asked for.
+
+    Args:
+        outputs: the tensors of the hub layout.
+        config: config.json of the output.
+        contents: the source.
+        options: what was asked for.
+
+    Raises:
+        CheckpointError: a dtype that bitsandbytes does not take.
+    """
+    if options.quantize is None:
+        return None
+    own = config.get("torch_dtype") if options.quantize != "int8" else None
+    compute_dtype = options.compute_dtype or (own if own in ("bfloat16", "float16") else "float32")
+    method = Method(options.quantize, options.double_quant, compute_dtype, options.keep_shared_16bit)
+    found = require_bitsandbytes(method)
+    sharing = SharingMap.from_config(config)
+    known = [output for output in outputs if output.name not in contents.unknown]
+    names = {output.name for output in known if method.takes(output.name, output.dtype, output.shape, sharing)}
+    heads = [output.name.removesuffix(".weight") for output in known if is_head(output.name)]
+    made_by = {"bitsandbytes": found, "device": device()}
+    return Quantization(method, frozenset(names), method.words(sharing, heads), made_by)
+
+
+@contextmanager
+def quantized(
+    outputs: tuple[Output, ...],
+    quantization: Quantization | None,
+    checkpoint: Checkpoint,
+    staging: Staging,
+    progress: Progress | None = None,
+) -> Iterator[tuple[tuple[Output, ...], Find]]:
+    """Quantize into a file beside the shards, and give what `write_shards` needs; the file is gone after the block.
+
+    A shard holds its tensors by dtype, so what is made of one weight lies far apart in it, and where depends on lengths
+    that only quantizing tells. Hence the file: each weight is quantized once, and what is made of it waits there.
+
+    Args:
+        outputs: the tensors, not quantized.
+        quantization: the plan; None gives everything as it is.
+        checkpoint: the source.
+        staging: where to.
+        progress: makes what shows progress.
+
+    Yields:
+        the tensors to write, and where their sources lie, see `Checkpoint.stored_bytes`.
+
+    Raises:
+        CheckpointError: a weight holds what cannot be quantized.
+        DestinationError: too little room for the file and the shards, or it could not be written.
+    """
+    if quantization is None:
+        yield outputs, checkpoint.stored_bytes
+        return
+    planned = quantization.announced(outputs)
+    staging.require(sum(output.nbytes * (2 if output.recipe.sources[:1] == (_SCRATCH,) else 1) for output in planned))
+    with _scratch(staging) as (file, path):
+        found: list[Output] = []
+        places: dict[str, StoredBytes] = {}
+        total = sum(output.nbytes for output in outputs if output.name in quantization.names)
+        with counting(progress, "quantizing", total) as update:
+            for output in outputs:
+                if output.name not in quantization.names:
+                    found.append(output)
+                    continue
+                for part, place in _quantize(output, quantization.method, checkpoint, file, path):
+                    found.append(part)
+                    places[part.recipe.sources[0]] = place
+                update(output.nbytes)
+
+        def find(name: str) -> StoredBytes | None:
+            return places[name] if name in places else checkpoint.stored_bytes(name)
+
+        yield tuple(found), find
+
+
+def peak_memory(outputs: Iterable[Output]) -> int:
+    """An estimate of the anonymous memory for quantizing the largest of these tensors, bytes."""
+    # In 8 bits a byte per weight; in 4 bits half of one, and twice the absmaxes, before they are joined and after.
+    largest = max((math.prod(output.shape) for output in outputs), default=0)
+    return WORKSPACE + largest if largest else 0
+
+
+@contextmanager
+def _scratch(staging: Staging) -> Iterator[tuple[BinaryIO, Path]]:
+    path = staging.path / _SCRATCH
+    with staging.create(_SCRATCH) as file:
+        yield file, path
+        file.truncate(0)  # or all of it would have to reach the disk before it is removed
+    os.unlink(path)
+
+
+def _quantize(
+    output: Output, method: Method, checkpoint: Checkpoint, file: BinaryIO, path: Path
+) -> Iterator[tuple[Output, StoredBytes]]:
+    import torch
+
+    recipe = output.recipe
+    tensors = [checkpoint.read(source) for source in recipe.sources]
+    weight = tensors[0] if recipe.make is None else recipe.make(*tensors)
+    for end, tensor in quantize(weight, method, output.name).items():
+        part = _part(output.name, end, from_torch(tensor.dtype) or "", tuple(tensor.shape))
+        data: Any = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
+        place = StoredBytes(path, file.tell(), part.nbytes)
+        write_all(file.fileno(), memoryview(data))
+        yield replace(part, recipe=Recipe((f"{_SCRATCH}/{part.name}",))), place
+
+
+def _part(weight: str, end: str, dtype: str, shape: tuple[int, ...]) -> Output:
+    """`end` as `quantization.quantize` returns it; the recipe stands for a place that is not known yet."""
+    return Output(weight.removesuffix("weight") + end, dtype, shape, Recipe((_SCRATCH,)))
