@@ -2,8 +2,8 @@
 
 Symptom:  save_pretrained of a model on several places: RuntimeError "The weights trying to be saved contained shared
           tensors" or NotImplementedError "Cannot copy out of meta tensor" in 4.49; the latter before 5.13 with
-          everything on the disk; each position of an offloaded block is written in 5.x; "We could not revert some weight
-          conversions because of offlading" in 5.14 with several shards.
+          everything on the disk; each position of an offloaded block is written in 5.x; "We could not revert some
+          weight conversions because of offlading" in 5.14 with several shards.
 Cause:    tensors on the meta device have no storage to tell aliases by. Offloading is noticed only where a map has two
           places or more. 5.14 updates the weight map with a generator of mappings.
 Upstream: none known; releases from 5.13 on look for "disk" too.
