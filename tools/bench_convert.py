@@ -1,0 +1,100 @@
+"""Benchmark: convert-checkpoint against `cp -r`, and quantize against bitsandbytes' kernel alone, by turns.
+
+python tools/bench_convert.py [--shape 7B] [--repeat 3] [--no-quantize] [--work DIR]
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import make_checkpoint
+from _bench import in_process
+from zamba_compat.published import PUBLISHED
+
+CONVERT = """
+import json, sys
+from _bench import measured
+from zamba_compat.convert import Options, convert
+import torch
+with measured() as result:
+    report = convert(sys.argv[1], sys.argv[2], Options(**json.loads(sys.argv[3])))
+result["bytes"] = report.bytes
+print(json.dumps(result))
+"""
+KERNEL = """
+import json, sys
+from pathlib import Path
+from _bench import measured
+import torch
+import bitsandbytes.functional as F
+from safetensors import safe_open
+with measured() as result:
+    for file in sorted(Path(sys.argv[1]).glob("*.safetensors")):
+        with safe_open(file, "pt") as tensors:
+            for key in tensors.keys():
+                if "layers." in key and len(tensors.get_slice(key).get_shape()) == 2:
+                    F.quantize_4bit(tensors.get_tensor(key), blocksize=64, compress_statistics=True, quant_type="nf4")
+print(json.dumps(result))
+"""
+
+
+def copy(source: Path, out: Path) -> dict[str, Any]:
+    start = time.perf_counter()
+    subprocess.run(["cp", "-r", str(source), str(out)], check=True)
+    return {"seconds": time.perf_counter() - start}
+
+
+def line(what: str, runs: list[dict[str, Any]]) -> str:
+    seconds = [run["seconds"] for run in runs]
+    text = f"  {what:<28} {statistics.median(seconds):7.2f} s (of {', '.join(f'{s:.2f}' for s in seconds)})"
+    peak = max((run.get("peak_bytes", 0) for run in runs), default=0)
+    return text + (f", {peak / 1e9:.2f} GB anonymous memory" if peak else "")
+
+
+def ratio(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> float:
+    mine, peer = (statistics.median(run["seconds"] for run in runs) for runs in (ours, theirs))
+    return float(mine / peer)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=PUBLISHED, default="1.2B")
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--no-quantize", dest="quantize", action="store_false")
+    parser.add_argument("--work", type=Path, help="a directory with room for three times the checkpoint")
+    options = parser.parse_args()
+
+    with tempfile.TemporaryDirectory(dir=options.work) as temporary:
+        source, out = Path(temporary) / "source", Path(temporary) / "out"
+        size = make_checkpoint.write(source, PUBLISHED[options.shape].config, 5 * 10**9, 0, torch.bfloat16)
+        copies, conversions = [], []
+        for _ in range(options.repeat):
+            copies.append(copy(source, out))
+            shutil.rmtree(out)
+            conversions.append(in_process(CONVERT, str(source), str(out), "{}"))
+            shutil.rmtree(out)
+        print(f"{options.shape}, {size / 1e9:.2f} GB in bfloat16:")
+        print(line("cp -r", copies))
+        print(line("convert-checkpoint", conversions))
+        print(f"  convert-checkpoint / cp -r: {ratio(conversions, copies):.2f}", flush=True)
+        if options.quantize:
+            kernel = [in_process(KERNEL, str(source))]
+            quantized = [in_process(CONVERT, str(source), str(out), '{"quantize": "nf4", "double_quant": true}')]
+            print(line("bitsandbytes' kernel alone", kernel))
+            print(line("quantize, NF4, double", quantized))
+            print(f"  quantize / kernel alone: {ratio(quantized, kernel):.2f}; {quantized[0]['bytes'] / 1e9:.3f} GB")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
