@@ -17,16 +17,6 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
-
-
-def size(text: str) -> int:
-    """Bytes from "2GB"."""
-    for unit, factor in UNITS.items():
-        if text.upper().endswith(unit):
-            return int(float(text[: -len(unit)]) * factor)
-    return int(text)
-
 
 def shapes(config: dict) -> dict[str, tuple[int, ...]]:
     """The shape of every tensor of the hub layout, from a model on the meta device."""
@@ -95,12 +85,13 @@ def write(out: Path, config: dict, max_shard_size: int, seed: int, dtype: torch.
 
 
 def main() -> int:
+    from zamba_compat.checkpoint.writer import parse_size
     from zamba_compat.published import PUBLISHED
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shape", choices=PUBLISHED)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--max-shard-size", type=size, default=size("5GB"))
+    parser.add_argument("--max-shard-size", type=parse_size, default=parse_size("5GB"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
     options = parser.parse_args()

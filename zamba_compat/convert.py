@@ -104,9 +104,7 @@ def prepare(checkpoint: Checkpoint, options: Options, progress: Progress | None 
         choice = "untie"
 
     def read(name: str) -> Tensor:
-        recipe = contents.recipes[name]
-        tensors = [checkpoint.read(source) for source in recipe.sources]
-        return tensors[0] if recipe.make is None else recipe.make(*tensors)
+        return contents.recipes[name].made(checkpoint.read)
 
     copies = [name for group in contents.plan.groups.values() if len(group) > 1 for name in group.values()]
     with counting(progress, "comparing", sum(contents.tensors[name].nbytes for name in copies)) as update:

@@ -18,8 +18,8 @@ from zamba_compat.checkpoint.dequantize import method_of
 from zamba_compat.checkpoint.lenient import open_as_far
 from zamba_compat.checkpoint.progress import Progress
 from zamba_compat.checkpoint.survey import Survey, survey
-from zamba_compat.checkpoint.validate import base_of
 from zamba_compat.errors import ZambaCompatError
+from zamba_compat.quant_states import base_of
 from zamba_compat.sharing import SharingMap
 
 __all__ = ["Block", "Comparison", "Component", "Copies", "Inspected", "Inspection", "Pair", "Quantization", "inspect"]

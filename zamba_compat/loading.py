@@ -29,12 +29,14 @@ class Stored:
     Attributes:
         where: what to call the checkpoint in messages.
         names: every stored name, in stored order.
+        file_of: the .safetensors file of every name that is in one.
     """
 
     def __init__(self, state_dict: Mapping[str, Any] | None, files: Sequence[str], opened: ExitStack) -> None:
         self.where = None if not files else str(Path(files[0]).parent if len(files) > 1 else files[0])
         self._read: dict[str, Callable[[], Any]] = {}
         self._slice: dict[str, Callable[[], Any]] = {}
+        self.file_of: dict[str, str] = {}
         if state_dict is not None:
             self._read = {name: (lambda tensor=tensor: tensor) for name, tensor in state_dict.items()}  # type: ignore[misc]
         else:
@@ -65,6 +67,7 @@ class Stored:
             for name in _header_names(file) or handle().keys():
                 self._read[name] = lambda name=name: handle().get_tensor(name)  # type: ignore[misc]
                 self._slice[name] = lambda name=name: handle().get_slice(name)  # type: ignore[misc]
+                self.file_of[name] = str(file)
             return
         import torch
 
@@ -74,6 +77,18 @@ class Stored:
             tensors = torch.load(file, map_location="cpu", weights_only=True)
         for name, tensor in tensors.items():
             self._read[name] = lambda tensor=tensor: tensor  # type: ignore[misc]
+
+
+def loader_arguments(given: Mapping[str, Any]) -> tuple[list[str], Any]:
+    """The checkpoint's files and transformers' quantizer (or None), from a call of `_load_pretrained_model`.
+
+    Args:
+        given: the arguments by name, of whatever release: 4.x passes each by itself, 5.x a `load_config`.
+    """
+    files = given.get("checkpoint_files", given.get("resolved_archive_file")) or ()
+    config = given.get("load_config")
+    quantizer = given.get("hf_quantizer") if config is None else config.hf_quantizer
+    return [files] if isinstance(files, str) else list(files), quantizer
 
 
 def hub_layout(

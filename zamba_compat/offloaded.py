@@ -63,11 +63,10 @@ def offload_index(
     with ExitStack() as opened:
         stored = Stored(source.state_dict, source.files, opened)
         layout, computed = _layout(model, sharing, stored)
-        file_of = _files(source.files) if source.in_safetensors else {}
         for name in names:
             key, stored_name = _stored_as(name, model, layout)
-            if stored_name in file_of and key not in computed:
-                index[name] = _entry(file_of[stored_name], stored_name, tensors[name].dtype)
+            if stored_name in stored.file_of and key not in computed:
+                index[name] = _entry(stored.file_of[stored_name], stored_name, tensors[name].dtype)
                 continue
             if key not in written:
                 value = computed.get(key, tensors[name])
@@ -134,16 +133,6 @@ def _stored_as(name: str, model: Any, layout: Plan) -> tuple[str, str]:
             if variant in layout.sources:
                 return variant, layout.sources[variant]
     return canonical, ""
-
-
-def _files(files: Sequence[str]) -> dict[str, str]:
-    from safetensors import safe_open
-
-    found = {}
-    for file in files:
-        with safe_open(file, framework="pt") as handle:
-            found.update(dict.fromkeys(handle.keys(), str(file)))
-    return found
 
 
 def _write(value: Any, name: str, folder: str | None) -> Entry:

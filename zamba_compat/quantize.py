@@ -186,9 +186,7 @@ def _quantize(
 ) -> Iterator[tuple[Output, StoredBytes]]:
     import torch
 
-    recipe = output.recipe
-    tensors = [checkpoint.read(source) for source in recipe.sources]
-    weight = tensors[0] if recipe.make is None else recipe.make(*tensors)
+    weight = output.recipe.made(checkpoint.read)
     for end, tensor in quantize(weight, method, output.name).items():
         part = _part(output.name, end, from_torch(tensor.dtype) or "", tuple(tensor.shape))
         data: Any = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()

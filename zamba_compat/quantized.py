@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from .errors import CheckpointError, UnsupportedReleaseError
+from .quant_states import weight_of
 from .settings import settings
 from .sharing import SharingMap
 
@@ -17,22 +18,11 @@ if TYPE_CHECKING:
     from torch import nn
 
 _QUANTIZED = ("Linear4bit", "Linear8bitLt")
-# What bitsandbytes stores beside "X.weight": below that name in 4 bits, beside it in 8.
-_STATES_8BIT = ("SCB", "weight_format")
 
 
 def is_quantized(module: object) -> bool:
     """Whether a module is a bitsandbytes linear, or one derived from it."""
     return any(base.__name__ in _QUANTIZED for base in type(module).__mro__)
-
-
-def weight_of(key: str) -> str | None:
-    """The weight that a stored name is a quant state of, or None: "X.weight.absmax" and "X.SCB" -> "X.weight"."""
-    owner, _, last = key.rpartition(".")
-    if last in _STATES_8BIT:
-        return f"{owner}.weight"
-    weight, marker, _ = key.rpartition(".weight.")
-    return f"{weight}.weight" if marker else None
 
 
 def skip_list(sharing: SharingMap, requested: Iterable[str] | None, default: Iterable[str]) -> list[str]:

@@ -33,16 +33,16 @@ def load(original: Any) -> Any:
             return original(*args, **kwargs)
         from dataclasses import replace
 
+        from zamba_compat.loading import loader_arguments
         from zamba_compat.offloaded import Source
         from zamba_compat.placement import prepare
 
-        files = given.get("checkpoint_files", given.get("resolved_archive_file")) or ()
+        files, quantizer = loader_arguments(given)
         if config is None:
             folder = given.get("disk_offload_folder", given.get("offload_folder"))
         else:
             folder = config.disk_offload_folder
-        source = Source(given.get("state_dict"), [files] if isinstance(files, str) else list(files))
-        quantizer = given.get("hf_quantizer") if config is None else config.hf_quantizer
+        source = Source(given.get("state_dict"), files)
         loading = prepare(given["model"], device_map, source, folder, quantized=quantizer is not None)
         if config is None:
             given["device_map"] = loading

@@ -24,26 +24,24 @@ def load(original: Any) -> Any:
 
     @functools.wraps(original)
     def _load_pretrained_model(*args: Any, **kwargs: Any) -> Any:
-        from zamba_compat.loading import hub_layout
+        from zamba_compat.loading import hub_layout, loader_arguments
 
         call = signature.bind(*args, **kwargs)
         given = call.arguments
-        files = given.get("checkpoint_files", given.get("resolved_archive_file"))
+        files, quantizer = loader_arguments(given)
         with ExitStack() as opened:
-            config = given.get("load_config")  # 5.x
-            quantizer = given.get("hf_quantizer") if config is None else config.hf_quantizer
             tensors = hub_layout(
                 given["model"],
                 given.get("state_dict"),
                 files,
                 opened,
-                lazy=config is not None,
+                lazy="load_config" in given,
                 quantizer=quantizer,
             )
             if tensors is not None:
                 given["state_dict"] = tensors
                 replaced = {"sharded_metadata", "expected_keys"}
-                if config is None:  # 4.50 to 4.52 would read the files too, if they are several
+                if "load_config" not in given:  # 4.50 to 4.52 would read the files too, if they are several
                     replaced.add("checkpoint_files")
                 given.update(dict.fromkeys(replaced & given.keys()))
                 if "loaded_keys" in given:

@@ -28,8 +28,10 @@ def save(original: Any) -> Any:
         from zamba_compat.quantized import once
         from zamba_compat.sharing import SharingMap
 
+        sharing = SharingMap.from_config(self.config)
+
         def drop_copies(module: Any, state_dict: Any, *_: Any) -> Any:
-            kept = once(state_dict, SharingMap.from_config(self.config))
+            kept = once(state_dict, sharing)
             for key in [key for key in state_dict if key not in kept]:
                 del state_dict[key]
             return state_dict
@@ -37,7 +39,7 @@ def save(original: Any) -> Any:
         call = signature.bind(self, *args, **kwargs)
         given = call.arguments.get("state_dict")
         if given is not None:
-            call.arguments["state_dict"] = once(given, SharingMap.from_config(self.config))
+            call.arguments["state_dict"] = once(given, sharing)
         hook = self._register_state_dict_hook(drop_copies)
         try:
             return original(*call.args, **call.kwargs)

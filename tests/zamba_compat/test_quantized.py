@@ -9,7 +9,8 @@ import torch
 
 import zamba_compat
 from zamba_compat.errors import UnsupportedReleaseError
-from zamba_compat.quantized import once, refuse_fp4, refuse_on_cpu, skip_list, weight_of, with_skip_list
+from zamba_compat.quant_states import weight_of
+from zamba_compat.quantized import once, refuse_fp4, refuse_on_cpu, skip_list, with_skip_list
 from zamba_compat.sharing import SharingMap
 
 # Positions 0 to 3 at layers 1, 3, 5, 7; block 0 at 1 and 5, block 1 at 3 and 7.

@@ -9,13 +9,13 @@ from typing import Any
 
 from zamba_compat.copies import slices
 from zamba_compat.errors import ZambaCompatError
+from zamba_compat.quant_states import base_of
 from zamba_compat.sharing import SharingMap
 
 from .components import COMPONENTS, OTHER, layers_of
 from .copied import Copies
 from .progress import Progress, counting
 from .survey import Survey
-from .validate import base_of
 
 _CLASSIFIER, _HEAD, _EMBEDDING = "score.weight", "lm_head.weight", "model.embed_tokens.weight"
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from zamba_compat.copies import relative_distance
 from zamba_compat.errors import ZambaCompatError
+from zamba_compat.quant_states import base_of
 
 from .progress import Progress, counting
 from .survey import Survey
-from .validate import base_of
 
 
 @dataclass(frozen=True)

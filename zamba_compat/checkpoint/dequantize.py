@@ -21,18 +21,6 @@ if TYPE_CHECKING:
 _STATE = "quant_state.bitsandbytes__"
 
 
-def part_of(name: str) -> str | None:
-    """What a stored name is to its quantized weight: "absmax", "quant_state.bitsandbytes__nf4", "SCB"; None for others.
-
-    The weight's own name is `validate.base_of(name)`.
-    """
-    _, found, part = name.rpartition(".weight.")
-    if found:
-        return part
-    last = name.rpartition(".")[2]
-    return last if last in ("SCB", "weight_format") else None
-
-
 def method_of(parts: Mapping[str, object]) -> str:
     """ "nf4", "fp4" or "int8", from the parts of one weight; "unknown" when they are neither's."""
     kind = next((part.removeprefix(_STATE) for part in parts if part.startswith(_STATE)), None)
@@ -44,7 +32,7 @@ def dequantize(weight: Tensor, parts: Mapping[str, Tensor], *, where: str) -> Te
 
     Args:
         weight: as stored: packed bytes of any shape, or int8 [rows, columns].
-        parts: `part_of` the name -> tensor.
+        parts: `quant_states.part_of` the name -> tensor.
         where: its name, for errors.
 
     Raises:

@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING, Any
 from zamba_compat.checkpoint.dtypes import SIZES
 from zamba_compat.checkpoint.recipe import Recipe
 from zamba_compat.checkpoint.shapes import expected_shapes, fill_in
-from zamba_compat.checkpoint.validate import base_of, check_names, check_tensors, quantized_names
+from zamba_compat.checkpoint.validate import check_names, check_tensors, quantized_names
 from zamba_compat.dialects import normalise_config, to_release_config
 from zamba_compat.errors import CheckpointError
+from zamba_compat.quant_states import base_of
 from zamba_compat.rehydrate import Plan, plan
 from zamba_compat.sharing import SharingMap
 
@@ -110,9 +111,7 @@ def read_contents(checkpoint: Checkpoint, *, allow_unknown: bool = False) -> Con
     if assumed:
         notes.append(f"missing in the config, filled in as the tensors' shapes show: {', '.join(assumed)}")
 
-    head = f"{prefix.removesuffix('model.')}lm_head.weight"
-    tied_head = head if sharing.tied_embeddings and head in tensors else None
-    known = [name for name in tensors if name not in unknown and name != tied_head]
+    tied_head, known = without_tied_head(tensors, sharing, prefix, unknown)
     layout = plan(known, sharing, where=where)
     return Contents(
         where=where,
@@ -218,6 +217,15 @@ def compose(outer: Recipe, inner: Mapping[str, Recipe]) -> Recipe:
         return make(*made)
 
     return Recipe(tuple(name for part in parts for name in part.sources), both, outer.shape, outer.dtype)
+
+
+def without_tied_head(
+    names: Collection[str], sharing: SharingMap, prefix: str, unknown: Collection[str]
+) -> tuple[str | None, list[str]]:
+    """The stored lm_head.weight of a model that ties it to the embedding, if there is one, and the names that count."""
+    head = f"{prefix.removesuffix('model.')}lm_head.weight"
+    tied_head = head if sharing.tied_embeddings and head in names else None
+    return tied_head, [name for name in names if name not in unknown and name != tied_head]
 
 
 def zyphra_layout(names: Collection[str], config: Mapping[str, Any]) -> str | None:

@@ -29,3 +29,8 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.make is None and len(self.sources) != 1:
             raise ValueError(f"without a function to combine them, {len(self.sources)} sources make no tensor")
+
+    def made(self, read: Callable[[str], Tensor]) -> Tensor:
+        """The tensor, its sources read by `read`."""
+        tensors = [read(source) for source in self.sources]
+        return tensors[0] if self.make is None else self.make(*tensors)

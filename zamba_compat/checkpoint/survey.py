@@ -12,16 +12,17 @@ from typing import TYPE_CHECKING, Any
 from zamba_compat.copies import same_bits
 from zamba_compat.dialects import normalise_config
 from zamba_compat.errors import CheckpointError
+from zamba_compat.quant_states import base_of, part_of
 from zamba_compat.rehydrate import Plan, plan
 from zamba_compat.sharing import SharingMap
 
 from .components import OTHER, component_of
-from .dequantize import dequantize, part_of
-from .layouts import outcomes, read_contents, zyphra_layout
+from .dequantize import dequantize
+from .layouts import outcomes, read_contents, without_tied_head, zyphra_layout
 from .lenient import Faults, Opened
 from .recipe import Recipe
 from .shapes import Shape, expected_shapes, fill_in, is_head
-from .validate import base_of, check_names, check_tensors
+from .validate import check_names, check_tensors
 from .zyphra_native import deinterleave
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ class Survey:
 
     @cached_property
     def parts(self) -> dict[str, dict[str, str]]:
-        """Quantized weight -> what a part is to it (`dequantize.part_of`) -> the part's name."""
+        """Quantized weight -> what a part is to it (`quant_states.part_of`) -> the part's name."""
         found: dict[str, dict[str, str]] = {}
         for name in self.tensors:
             part = part_of(name)
@@ -108,8 +109,7 @@ class Survey:
         recipe = self.recipes[name]
         if not self.unreadable.isdisjoint(recipe.sources):
             raise CheckpointError("Its file is damaged.", where=name, remedy="Get the file again.")
-        tensors = [self.checkpoint.read(source) for source in recipe.sources]
-        return tensors[0] if recipe.make is None else recipe.make(*tensors)
+        return recipe.made(self.checkpoint.read)
 
     def read(self, name: str) -> Tensor:
         """The values: as stored, mapped, or float32 of a quantized weight. CheckpointError when it cannot be read."""
@@ -209,9 +209,7 @@ def _as_far(opened: Opened) -> Survey:
             faults.attempt(check_names, tensors, sharing, shapes, where=where, allow_unknown=True)
             faults.attempt(check_tensors, tensors, sharing, shapes, filled[0], unknown, where=where, assumed=filled[1])
     stored = set(homes.values())
-    head = f"{prefix.removesuffix('model.')}lm_head.weight"
-    tied_head = head if sharing.tied_embeddings and head in tensors else None
-    known = [name for name in tensors if name not in unknown and name != tied_head]
+    tied_head, known = without_tied_head(tensors, sharing, prefix, unknown)
     if zyphra is None:
         faults.attempt(plan, known, sharing, where=where)
     found = plan(known, sharing, where=where, complete=False)

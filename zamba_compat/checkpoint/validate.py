@@ -9,29 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from zamba_compat.checkpoint.shapes import Shape, head_shape, is_head
 from zamba_compat.errors import CheckpointError, MissingTensorError
+from zamba_compat.quant_states import base_of
 from zamba_compat.sharing import SharingMap
 
 if TYPE_CHECKING:
     from zamba_compat.checkpoint.index import TensorInfo
 
-# What bitsandbytes stores beside a quantized weight: 4-bit below it, 8-bit in its place.
-_BESIDE_4BIT = (".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map")
-_QUANT_STATE = ".quant_state."
-_BESIDE_8BIT = (".SCB", ".weight_format")
 _MOST_NAMED = 12
-
-
-def base_of(name: str) -> str:
-    """The parameter a quantization's part belongs to: "x.weight" for "x.weight.absmax" and "x.SCB"."""
-    if ".weight" + _QUANT_STATE in name:
-        return name[: name.index(_QUANT_STATE)]
-    for ending in _BESIDE_4BIT:
-        if name.endswith(".weight" + ending):
-            return name.removesuffix(ending)
-    for ending in _BESIDE_8BIT:
-        if name.endswith(ending):
-            return name.removesuffix(ending) + ".weight"
-    return name
 
 
 def quantized_names(names: Iterable[str]) -> list[str]:

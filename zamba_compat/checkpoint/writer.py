@@ -204,9 +204,7 @@ def _write(
                 raise _not_announced(output, f"{source.nbytes} bytes")
             pipeline.copy(fd, source, examined)
             return
-    tensors = [read(source) for source in recipe.sources]
-    tensor = tensors[0] if recipe.make is None else recipe.make(*tensors)
-    del tensors
+    tensor = recipe.made(read)
     if from_torch(tensor.dtype) != output.dtype or tuple(tensor.shape) != output.shape:
         raise _not_announced(output, f"{tensor.dtype} {tuple(tensor.shape)}")
     pipeline.append(fd, _bytes_of(tensor), examined)

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from zamba_compat.checkpoint.dequantize import dequantize, method_of, part_of
+from zamba_compat.checkpoint.dequantize import dequantize, method_of
 from zamba_compat.errors import CheckpointError
+from zamba_compat.quant_states import part_of
 
 MAP = torch.linspace(-1, 1, 16)
 

@@ -20,14 +20,6 @@ from zamba_compat.errors import DestinationError
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks, namespaces and /proc")
 
 
-@pytest.fixture(params=["exchange", "two renames"])
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
-    """How a directory that is not empty is replaced."""
-    if request.param == "two renames":
-        monkeypatch.setattr(module, "exchange", lambda a, b: False)
-    return str(request.param)
-
-
 @pytest.mark.parametrize("exists", [False, True])
 def test_a_new_destination(tmp_path: Path, exists: bool) -> None:
     destination = tmp_path / "d"

@@ -24,14 +24,6 @@ resource = pytest.importorskip("resource")
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks, namespaces and /proc")
 
 
-@pytest.fixture(params=["exchange", "two renames"])
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
-    """How a directory that is not empty is replaced."""
-    if request.param == "two renames":
-        monkeypatch.setattr(module, "exchange", lambda a, b: False)
-    return str(request.param)
-
-
 def test_row_50_missing_parent(tmp_path: Path) -> None:
     refused(tmp_path / "x" / "d", "Nothing can be written beside it")
 
