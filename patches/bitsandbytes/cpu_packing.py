@@ -32,6 +32,9 @@ from typing import Any
 from zamba_compat.adapters import Adapter, Patch
 
 ROWS = 32  # of one block of the kernel, which ends the process if it meets a smaller one
+# For more tokens at once, unpacking and dequantizing the weight pays: the product after it takes two thirds of the
+# kernel's time. Measured over all shapes of the published models, see docs/bitsandbytes-cpu.md.
+MOST_TOKENS = 512
 MODULES = "bitsandbytes.nn.modules"
 
 _packed: Any = None  # the weights that are packed now, held weakly
@@ -203,7 +206,8 @@ def matmul_4bit(original: Any) -> Any:
             return original(A, B, quant_state, out=out, bias=bias)
         rows, columns = quant_state.shape
         gradient = torch.is_grad_enabled() and A.requires_grad
-        if gradient or A.device.type != "cpu" or A.numel() == 0 or A.shape[-1] != columns:
+        fits = A.shape[-1] == columns and 0 < A.numel() <= MOST_TOKENS * columns
+        if gradient or A.device.type != "cpu" or not fits:
             return original(A, plain(weight, quant_state).t(), quant_state, out=out, bias=bias)
         absmax = getattr(quant_state, "cpu_absmax", None)
         if absmax is None:  # dropped with another weight of this quant state

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from conformance.helpers import assert_close, logits
 from conformance.helpers import case as make_case
 from support import synthetic
 from support.synthetic import State
@@ -24,6 +25,7 @@ METHODS: dict[str, dict[str, Any]] = {
     # Every column is an outlier, so activations are not rounded to 8 bits and logits can be compared.
     "int8": {"load_in_8bit": True, "llm_int8_threshold": 1e-9},
 }
+PLAIN, KERNEL = 1e-4, 2e-2  # relative, against the float64 reference with the dequantized weights
 _REFERENCES: dict[tuple[str, str], Tensor] = {}
 
 
@@ -64,6 +66,40 @@ def dequantized(module: Any) -> Tensor:
         return F.dequantize_4bit(module.weight.data, module.weight.quant_state).float()
     scale = module.weight.SCB if module.weight.SCB is not None else module.state.SCB
     return module.weight.data.float() * scale.float().view(-1, 1) / 127
+
+
+def has_kernel() -> bool:
+    """Whether this CPU and this bitsandbytes have the bfloat16 kernel for 4-bit weights."""
+    import bitsandbytes.functional as F
+
+    return bool(getattr(F, "has_avx512bf16", bool)())
+
+
+def is_packed(module: Any) -> bool:
+    """Whether a forward has brought the weight into the kernel's layout: a plain one has a single column."""
+    return type(module).__name__ == "Linear4bit" and module.weight.shape[-1] > 1
+
+
+def kernel_bytes(model: nn.Module) -> int:
+    """What packed weights take beside what quantization made: blocks of 32 rows, and absmaxes in bfloat16 for 64."""
+    packed = {module.weight.data_ptr(): module for module in model.modules() if is_packed(module)}
+    total = 0
+    for module in packed.values():
+        added = module.weight.shape[0] - module.out_features
+        total += added * module.in_features // 2 + 2 * module.weight.shape[0] * module.in_features // 64
+    return total
+
+
+def assert_computes(model: nn.Module, ids: Tensor, wanted: Tensor) -> None:
+    """The logits are the wanted ones on bitsandbytes' plain path, and on the kernel's where there is one."""
+    kernel = has_kernel() and any(type(module).__name__ == "Linear4bit" for module in model.modules())
+    if kernel:
+        model.train()  # takes the plain path; there is no dropout
+        assert_close(logits(model, ids), wanted, PLAIN)
+        assert not any(is_packed(module) for module in model.modules())
+        model.eval()
+    assert_close(logits(model, ids), wanted, KERNEL if kernel else PLAIN)
+    assert any(is_packed(module) for module in model.modules()) == kernel
 
 
 def effective_state(model: nn.Module, state: State) -> State:

@@ -42,6 +42,8 @@ def held_bytes(model: nn.Module) -> int:
         weight = getattr(module, "weight", None)
         if (quant_state := getattr(weight, "quant_state", None)) is not None:
             tensors += [quant_state.absmax, quant_state.code]
+            if getattr(quant_state, "cpu_absmax", None) is not None:  # beside a packed weight
+                tensors.append(quant_state.cpu_absmax)
             if quant_state.nested:
                 tensors += [quant_state.state2.absmax, quant_state.state2.code, quant_state.offset]
         for holder in (weight, getattr(module, "state", None)):
