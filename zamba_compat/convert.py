@@ -97,7 +97,9 @@ def prepare(checkpoint: Checkpoint, options: Options, progress: Progress | None 
     Raises:
         ZambaCompatError: see `convert`.
     """
-    contents = layouts.read_contents(checkpoint, allow_unknown=options.allow_unknown)
+    contents = layouts.read_contents(
+        checkpoint, allow_unknown=options.allow_unknown, keep_unused=options.keep_unused_adapters
+    )
     check(contents, options)
     choice = options.resolve
     if choice == "error" and options.layout == "untied":
@@ -117,7 +119,8 @@ def prepare(checkpoint: Checkpoint, options: Options, progress: Progress | None 
     apart = sum(contents.tensors[name].nbytes for divergence in divergences for name in divergence.copies)
     with counting(progress, "tying", 0 if choice in ("error", "untie") else apart) as update:
         resolution = resolve(contents, divergences, choice, read, adapter_rank=options.adapter_rank, done=update)
-    hub = {**resolution.recipes, **{name: contents.recipes[name] for name in contents.unknown}}
+    beside = (*contents.unknown, *contents.unused_adapters)
+    hub = {**resolution.recipes, **{name: contents.recipes[name] for name in beside}}
     config, recipes = layouts.arrange(
         options.layout,
         hub,

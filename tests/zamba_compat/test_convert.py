@@ -174,6 +174,38 @@ def test_zyphra_layouts(layout: str, pattern: str, tmp_path: Path) -> None:
     assert read_config(tmp_path / "again") == read_config(tmp_path / "theirs")
 
 
+@pytest.mark.parametrize("layout", ["zyphra-fork", "zyphra-native"])
+@pytest.mark.parametrize("pattern", synthetic.PUBLISHED)
+def test_adapters_that_no_position_uses_can_be_kept(layout: str, pattern: str, tmp_path: Path) -> None:
+    """Then there and back is the identity, with two blocks too."""
+    config = synthetic.make_config(pattern, intermediate_size=256, n_mamba_heads=2)
+    state = synthetic.make_state(config)
+    synthetic.write_checkpoint(tmp_path / "hub", state, config)
+    convert(tmp_path / "hub", tmp_path / "zeros", Options(layout=layout))
+    theirs = read(tmp_path / "zeros")
+    unused = [name for name, tensor in theirs.items() if not tensor.any()]
+    assert bool(unused) == (config["num_mem_blocks"] > 1)
+    theirs |= {name: torch.randn_like(theirs[name]) for name in unused}
+    synthetic.write_checkpoint(tmp_path / "theirs", theirs, read_config(tmp_path / "zeros"))
+
+    keep = {"keep_unused_adapters": True}
+    convert(tmp_path / "theirs", tmp_path / "kept", Options(**keep))
+    kept = read(tmp_path / "kept")
+    assert len(kept) == len(state) + len(unused) and same({name: kept[name] for name in state}, state)
+    convert(tmp_path / "kept", tmp_path / "again", Options(**keep))
+    assert same(read(tmp_path / "again"), kept)
+    convert(tmp_path / "kept", tmp_path / "back", Options(layout=layout, **keep))
+    assert same(read(tmp_path / "back"), theirs)
+    convert(tmp_path / "kept", tmp_path / "dropped")
+    assert same(read(tmp_path / "dropped"), state)
+
+
+@pytest.mark.parametrize("layout", ["expanded", "untied"])
+def test_unused_adapters_have_no_place_in_other_layouts(layout: str) -> None:
+    with pytest.raises(CheckpointError, match=f"{layout} layout has no place"):
+        Options(layout=layout, keep_unused_adapters=True)
+
+
 def test_what_lies_beside_the_weights_is_copied(run: Callable[..., Report], tmp_path: Path) -> None:
     (tmp_path / "source").mkdir()
     beside = {"tokenizer.json": "{}", "generation_config.json": "{ }", "chat_template.jinja": "x"}

@@ -57,6 +57,8 @@ class Contents:
         tied_head: the stored lm_head.weight of a model that ties it to the embedding, if there is one.
         quantized: whether linear weights are stored in bitsandbytes' formats.
         unknown: names that are no part of the model, to be copied.
+        unused_adapters: where asked for, adapters under layers whose block does not own them, stored beside the right
+            ones: what Zyphra's layouts hold for positions that run another block.
         notes: what a person should hear about it.
     """
 
@@ -71,15 +73,19 @@ class Contents:
     tied_head: str | None
     quantized: bool
     unknown: tuple[str, ...]
+    unused_adapters: tuple[str, ...]
     notes: tuple[str, ...]
 
 
-def read_contents(checkpoint: Checkpoint, *, allow_unknown: bool = False) -> Contents:
+def read_contents(
+    checkpoint: Checkpoint, *, allow_unknown: bool = False, keep_unused: bool = False
+) -> Contents:
     """Recognise the layout and check everything that headers and config can tell; reads no tensor.
 
     Args:
         checkpoint: an open checkpoint.
         allow_unknown: take names that are no part of the model along instead of refusing them.
+        keep_unused: see `Contents.unused_adapters`.
 
     Raises:
         ConfigError: a config that describes no Zamba model, contradicts itself, or lacks what no shape tells.
@@ -92,7 +98,7 @@ def read_contents(checkpoint: Checkpoint, *, allow_unknown: bool = False) -> Con
     if zyphra is not None:
         module = import_module(_ZYPHRA[zyphra])
         written, recipes = module.to_hub(
-            checkpoint.tensors, checkpoint.config, where=where, allow_unknown=allow_unknown
+            checkpoint.tensors, checkpoint.config, where=where, keep_unused=keep_unused, allow_unknown=allow_unknown
         )
         tensors: Mapping[str, TensorInfo] = outcomes(recipes, checkpoint.tensors)
         config = normalise_config(written)
@@ -125,6 +131,7 @@ def read_contents(checkpoint: Checkpoint, *, allow_unknown: bool = False) -> Con
         tied_head=tied_head,
         quantized=bool(config.get("quantization_config")) or bool(quantized_names(tensors)),
         unknown=unknown,
+        unused_adapters=tuple(name for name in layout.unused if keep_unused and sharing.is_misplaced(name)),
         notes=tuple(notes),
     )
 
@@ -180,8 +187,8 @@ def arrange(
         for name in parts.get(sharing.canonical_key(key), ()):
             out[name if layer is None else sharing.at_layer(name, layer)] = hub[name]
     for name, recipe in hub.items():
-        if sharing.parse(name) is None:
-            out.setdefault(name, recipe)  # heads and unknown names
+        if sharing.parse(name) is None or sharing.is_misplaced(name):
+            out.setdefault(name, recipe)  # heads, unknown names, adapters that no position uses
     return to_release_config({**config, "num_mem_blocks": target.num_blocks}), out
 
 

@@ -36,6 +36,9 @@ class Options:
         double_quant: quantize the absmaxes too; 4 bits only.
         compute_dtype: that config.json names for products with 4-bit weights; None is the model's dtype.
         keep_shared_16bit: leave the shared blocks unquantized.
+        keep_unused_adapters: keep the adapters that Zyphra's layouts give a block for positions that run another one; in
+            the hub layout they stand beside the model, under layers whose block does not own them. Otherwise they are
+            dropped, and written as zeros where a layout asks for them. Layouts hub, zyphra-fork and zyphra-native.
     """
 
     layout: str = "hub"
@@ -52,6 +55,7 @@ class Options:
     double_quant: bool = False
     compute_dtype: str | None = None
     keep_shared_16bit: bool = False
+    keep_unused_adapters: bool = False
 
     def __post_init__(self) -> None:
         for value, known, name in (
@@ -67,6 +71,11 @@ class Options:
             parse_size(self.max_shard_size)
         except ValueError as error:
             raise CheckpointError(f"{error}.") from error
+        if self.keep_unused_adapters and self.layout in ("expanded", "untied"):
+            raise CheckpointError(
+                f"The {self.layout} layout has no place for adapters that no position uses.",
+                remedy="Use --layout hub, zyphra-fork or zyphra-native, or leave --keep-unused-adapters out.",
+            )
         self._check_quantization()
 
     def _check_quantization(self) -> None:

@@ -54,6 +54,11 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     add("--dry-run", action="store_true", help="check and compare, print the plan, write nothing")
     add("--overwrite", action="store_true", help="replace a destination that is not empty, at the very end")
     add("--allow-unknown", action="store_true", help="copy tensors that are no part of the model")
+    add(
+        "--keep-unused-adapters",
+        action="store_true",
+        help="keep the adapters of Zyphra's layouts that no position uses (default: drop them)",
+    )
     add("--allow-pickle", action="store_true", help="read .bin and .pt files (tensors only, no code is run)")
     add("--json", action="store_true", help="the report as JSON")
     add("-q", "--quiet", action="store_true", help="no progress and no report, only errors")
@@ -80,6 +85,7 @@ def run(options: argparse.Namespace) -> int:
             double_quant=options.double_quant,
             compute_dtype=options.compute_dtype,
             keep_shared_16bit=options.keep_shared_16bit,
+            keep_unused_adapters=options.keep_unused_adapters,
         ),
         progress=None if options.quiet or not sys.stderr.isatty() else bar,
     )

@@ -265,6 +265,30 @@ class TestMended:
         ):
             assert off(module(x), x @ weights(module).T) < KERNEL
 
+    @pytest.mark.parametrize("rows", [64, 80])
+    def test_many_tokens_take_the_plain_path(self, linear: Linear, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(cpu_packing, "MOST_TOKENS", 8)
+        module = linear(rows, 128)
+        wanted, off_by = weights(module), {}
+        for tokens in (1, 8, 9, 30):
+            x = torch.randn(1, tokens, 128)
+            with torch.no_grad():
+                off_by[tokens] = off(module(x), x @ wanted.T)
+            assert packed(module)
+        # Activations of 32 bits tell the paths apart: the kernel rounds them to 16.
+        assert off_by[1] > 1e-4 and off_by[8] > 1e-4 and off_by[9] < 1e-5 and off_by[30] < 1e-5
+
+    @pytest.mark.parametrize("shape", [(0, 128), (2, 0, 128), (128,), (1, 1, 1, 128), (3, 5, 128)])
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+    def test_shapes_of_the_input(self, linear: Linear, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        module = linear(80, 128)
+        x = torch.randn(shape).to(dtype)
+        for _ in range(2):
+            with torch.no_grad():
+                y = module(x)
+            assert y.shape == (*shape[:-1], 80) and y.dtype == dtype
+            assert x.numel() == 0 or off(y, x.float() @ weights(module).T) < KERNEL
+
     def test_wrong_width(self, linear: Linear) -> None:
         module = linear(64, 256)
         forward(module)
