@@ -36,9 +36,9 @@ class Options:
         double_quant: quantize the absmaxes too; 4 bits only.
         compute_dtype: that config.json names for products with 4-bit weights; None is the model's dtype.
         keep_shared_16bit: leave the shared blocks unquantized.
-        keep_unused_adapters: keep the adapters that Zyphra's layouts give a block for positions that run another one; in
-            the hub layout they stand beside the model, under layers whose block does not own them. Otherwise they are
-            dropped, and written as zeros where a layout asks for them. Layouts hub, zyphra-fork and zyphra-native.
+        keep_unused_adapters: keep the adapters that Zyphra's layouts give a block for positions that run another one.
+            In the hub layout they stand beside the model, under layers whose block does not own them. Otherwise they
+            are dropped, and written as zeros where a layout asks for them. Layouts hub and Zyphra's two.
     """
 
     layout: str = "hub"
