@@ -15,6 +15,11 @@ COMMANDS = {
     "inspect": ("inspect", "what a checkpoint holds and whether it is whole; how far two lie apart"),
     "convert-checkpoint": ("convert", "a checkpoint from any layout to another"),
     "quantize": ("quantize", "a checkpoint with bitsandbytes, without building the model"),
+    "generate": ("generate", "text from a prompt, as it comes"),
+    "chat": ("chat", "a conversation, through the model's chat template"),
+    "batch": ("batch", "answers to a JSONL file of prompts, resumed where it was interrupted"),
+    "evaluate": ("evaluate", "perplexity and questions, several models side by side"),
+    "run": ("run", "any program with the adapters armed"),
 }
 
 EXIT_OK, EXIT_FAULT, EXIT_USAGE, EXIT_ERROR = 0, 1, 2, 3

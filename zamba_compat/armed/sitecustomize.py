@@ -1,0 +1,26 @@
+"""Arm the adapters in an interpreter that `zamba-compat run` has started, or that one of its children has.
+
+Another sitecustomize that this one hides is run first. Where zamba_compat cannot be imported (another environment's
+Python), nothing happens.
+"""
+
+import os
+import sys
+
+
+def _run_hidden() -> None:
+    from importlib.machinery import PathFinder
+    from importlib.util import module_from_spec
+
+    here = os.path.dirname(os.path.abspath(__file__))
+    others = [entry for entry in sys.path if os.path.abspath(entry or os.curdir) != here]
+    spec = PathFinder.find_spec("sitecustomize", others)
+    if spec is not None and spec.loader is not None:
+        spec.loader.exec_module(module_from_spec(spec))
+
+
+_run_hidden()
+try:
+    import zamba_compat  # noqa: F401
+except ImportError:
+    pass

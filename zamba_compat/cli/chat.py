@@ -1,0 +1,55 @@
+"""Talk to a model, through its chat template.
+
+/reset forgets the conversation, /system TEXT sets the system message, /exit or the end of input ends; Ctrl-C stops an
+answer, and a second one ends.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+
+from zamba_compat.cli import inference
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="a checkpoint's directory, or a hub id in the local cache")
+    parser.add_argument("--system", default="", metavar="TEXT", help="the system message")
+    inference.add_sampling(parser, most=512)
+    inference.add_loading(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    how, sampling = inference.loading(options), inference.sampling(options)
+    from zamba_compat.inference.chatting import HELP, Chat, converse
+    from zamba_compat.inference.loading import load
+
+    chat = Chat(load(options.model, how), sampling, options.system)
+    if sys.stdin.isatty() and not options.quiet:
+        print(HELP, file=sys.stderr)
+    answers, lines = [], _lines()
+    while True:
+        try:
+            answers += converse(chat, lines, (lambda text: None) if options.json else inference.say)
+            break
+        except KeyboardInterrupt:  # an answer was stopped; at the prompt it ends the generator, and with it the loop
+            print(flush=True)
+    if options.json:
+        print(json.dumps({"messages": chat.messages, "answers": [one.as_dict() for one in answers]}, indent=2))
+    elif answers and not options.quiet:
+        print(inference.figures(answers[-1]), file=sys.stderr)
+    return 0
+
+
+def _lines() -> Iterator[str]:
+    terminal = sys.stdin.isatty()
+    while True:
+        try:
+            line = input("> ") if terminal else sys.stdin.readline()
+        except (EOFError, KeyboardInterrupt):
+            return
+        if not line and not terminal:
+            return
+        yield line

@@ -1,0 +1,180 @@
+"""A model and its tokenizer, loaded for inference."""
+
+from __future__ import annotations
+
+import random
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from zamba_compat.errors import CheckpointError, ZambaCompatError
+
+LOADS = ("auto", "4bit", "8bit", "bf16", "fp16", "fp32")
+_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How to load.
+
+    Attributes:
+        load: "4bit" (NF4, double quantization) or "8bit" by bitsandbytes, "bf16", "fp16", "fp32"; "auto" takes the
+            checkpoint as it is stored. One that is quantized already is "auto", or what it is.
+        device: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1".
+        seed: of every random generator.
+    """
+
+    load: str = "auto"
+    device: str = "auto"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.load not in LOADS:
+            raise ZambaCompatError(f"{self.load!r} is no way to load.", remedy=f"Use one of {', '.join(LOADS)}.")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """Attributes: name as given; the model in eval mode; its tokenizer; its device; seconds it took to load."""
+
+    name: str
+    model: Any
+    tokenizer: Any
+    device: str
+    seconds: float
+
+
+def load(name: str, how: Loading | None = None) -> Loaded:
+    """Load a causal language model with its tokenizer, and set the seeds.
+
+    Args:
+        name: a directory, or a hub id.
+        how: in which precision and where.
+
+    Raises:
+        CheckpointError: no checkpoint or tokenizer there, or it is quantized in another way than asked for.
+        ZambaCompatError: no such device; what the load needs is not installed.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    how = how or Loading()
+    seed(how.seed)
+    device = device_of(how.device)
+    words = _words(name, how, device)
+    start = time.perf_counter()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(name, **words)
+        if "device_map" not in words:
+            model = model.to(device)
+    except ImportError as error:
+        remedy = "pip install 'zamba-compat[quant]'"
+        raise ZambaCompatError(f"A package is missing: {error}.", where=name, remedy=remedy) from error
+    except OSError as error:
+        raise _absent(name, error) from error
+    seconds = time.perf_counter() - start
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        remedy = "Copy tokenizer.json and tokenizer_config.json of the model it was made from there."
+        raise CheckpointError(f"There is no tokenizer: {_line(error)}", where=name, remedy=remedy) from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return Loaded(name, model.eval(), tokenizer, device, seconds)
+
+
+def seed(number: int) -> None:
+    """Seed Python's, NumPy's and torch's generators."""
+    import numpy as np
+    import torch
+
+    random.seed(number)
+    np.random.seed(number % 2**32)
+    torch.manual_seed(number)
+
+
+def device_of(name: str) -> str:
+    """The device that "auto" stands for, or the one that is named.
+
+    Raises:
+        ZambaCompatError: there is no such device here.
+    """
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ZambaCompatError(f"{name!r} is no device.", remedy="Use cpu, cuda or cuda:N.") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise ZambaCompatError(f"There is no {name}: torch sees {count} GPUs.", remedy="Use --device cpu or auto.")
+    return name
+
+
+def peak_memory(device: str) -> int:
+    """Bytes: the most that this process has held, on a GPU what torch has allocated there."""
+    if device.startswith("cuda"):
+        import torch
+
+        return int(torch.cuda.max_memory_allocated(device))
+    import resource
+    import sys
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def _words(name: str, how: Loading, device: str) -> dict[str, Any]:
+    """The arguments of from_pretrained."""
+    from transformers import AutoConfig, BitsAndBytesConfig
+
+    try:
+        config = AutoConfig.from_pretrained(name)
+    except OSError as error:
+        raise _absent(name, error) from error
+    stored = _stored_quantization(config)
+    words: dict[str, Any] = {"torch_dtype": _DTYPES.get(how.load, "auto")}
+    if stored is not None:
+        if how.load not in ("auto", stored):
+            raise CheckpointError(
+                f"It is stored in {stored}, so it cannot be loaded in {how.load}.",
+                where=name,
+                remedy="Leave --load out, or give the checkpoint that it was quantized from.",
+            )
+        return {**words, "device_map": {"": device}}
+    if how.load in ("4bit", "8bit"):
+        import torch
+
+        words["device_map"] = {"": device}
+        if how.load == "8bit":
+            words["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
+            return words
+        words["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16,
+        )
+        words["torch_dtype"] = torch.bfloat16
+    return words
+
+
+def _stored_quantization(config: Any) -> str | None:
+    found = getattr(config, "quantization_config", None)
+    if found is None:
+        return None
+    words = found if isinstance(found, dict) else found.to_dict()
+    return "8bit" if words.get("load_in_8bit") or words.get("_load_in_8bit") else "4bit"
+
+
+def _absent(name: str, error: OSError) -> CheckpointError:
+    what = "There is no such directory" if not Path(name).is_dir() else "No model can be loaded from there"
+    remedy = f"Give a checkpoint's directory, or a model of the hub in the local cache. zamba-compat inspect {name}"
+    return CheckpointError(f"{what}: {_line(error)}", where=name, remedy=remedy)
+
+
+def _line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) <= 200 else text[:197] + "..."

@@ -1,0 +1,95 @@
+"""What a text costs a model: its perplexity."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from zamba_compat.errors import CheckpointError
+
+from .loading import Loaded
+from .processes import spread
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+WINDOW = 512  # tokens
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """Attributes: nats in all; tokens and UTF-8 bytes that they are for."""
+
+    nats: float
+    tokens: int
+    bytes: int
+
+    @property
+    def per_token(self) -> float:
+        """exp(nats / tokens)."""
+        return math.exp(self.nats / self.tokens)
+
+    @property
+    def per_byte(self) -> float:
+        """exp(nats / bytes): comparable between models with different tokenizers."""
+        return math.exp(self.nats / self.bytes)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {**dataclasses.asdict(self), "per_token": self.per_token, "per_byte": self.per_byte}
+
+
+def perplexity(loaded: Loaded, text: str, *, window: int = WINDOW, stride: int | None = None) -> Perplexity:
+    """Negative log-likelihood of a text, window by window, summed in float64.
+
+    Each window begins with the tokenizer's begin token, where it has one. Without a stride the windows do not overlap.
+    With one, each window begins `stride` tokens after the last, and counts only the tokens that the last did not.
+
+    Args:
+        text: what to score.
+        window: tokens per forward, the begin token not counted.
+        stride: tokens between the starts of windows; None is `window`.
+
+    Raises:
+        CheckpointError: an empty text, or a stride that is not from 1 to window.
+    """
+    stride = stride or window
+    if not 1 <= stride <= window:
+        raise CheckpointError(f"The stride is {stride}, the window {window}.", remedy="Take a stride of at most that.")
+    tokens = loaded.tokenizer(text, add_special_tokens=False, return_tensors="pt", verbose=False).input_ids[0]
+    begin = loaded.tokenizer.bos_token_id
+    spans = _spans(len(tokens), window, stride)
+    if not spans or (begin is None and len(tokens) < 2):
+        raise CheckpointError("The text has no tokens to score.", remedy="Give a longer text.")
+
+    def nats(span: tuple[int, int, int]) -> float:
+        return _nats(loaded, tokens[span[0] : span[1]], span[2], begin)
+
+    counted = len(tokens) - (begin is None)
+    return Perplexity(math.fsum(spread(spans, nats)), counted, len(text.encode()))
+
+
+def _spans(length: int, window: int, stride: int) -> list[tuple[int, int, int]]:
+    """(start, end, tokens at the end that count) of each window; every token counts once."""
+    spans, counted = [], 0
+    for start in range(0, length, stride):
+        end = min(start + window, length)
+        if end > counted:
+            spans.append((start, end, end - counted))
+            counted = end
+        if end == length:
+            break
+    return spans
+
+
+def _nats(loaded: Loaded, tokens: Tensor, counted: int, begin: int | None) -> float:
+    import torch
+    import torch.nn.functional as F
+
+    ids = tokens if begin is None else torch.cat((tokens.new_tensor([begin]), tokens))
+    with torch.inference_mode():
+        logits = loaded.model(ids[None, :-1].to(loaded.device), use_cache=False).logits[0, -counted:]
+    targets = ids[1:][-len(logits) :].to(loaded.device)
+    return float(F.cross_entropy(logits.double(), targets, reduction="sum"))
