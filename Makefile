@@ -25,7 +25,7 @@ $(READY): constraints.txt pyproject.toml
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	@$(PIP) setuptools wheel packaging
 	@$(PY) tools/_matrix/torch_build.py constraints.txt
-	@$(PIP) --no-build-isolation --editable '.[quant,test,dev]'
+	@$(PIP) --no-build-isolation --editable '.[quant,eval,test,dev]'
 	@touch $@
 
 demo: $(READY) ## a merged checkpoint that stock transformers cannot load: load it, generate, measure

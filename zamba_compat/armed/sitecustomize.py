@@ -4,6 +4,7 @@ Another sitecustomize that this one hides is run first. Where zamba_compat canno
 Python), nothing happens.
 """
 
+import contextlib
 import os
 import sys
 
@@ -20,7 +21,5 @@ def _run_hidden() -> None:
 
 
 _run_hidden()
-try:
+with contextlib.suppress(ImportError):
     import zamba_compat  # noqa: F401
-except ImportError:
-    pass

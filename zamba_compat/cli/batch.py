@@ -54,7 +54,7 @@ def run(options: argparse.Namespace) -> int:
         print(json.dumps(report.as_dict(), indent=2))
     elif not options.quiet:
         print(
-            f"{report.output}: {report.answered} answers written, {report.found} were there; {report.new_tokens} tokens "
-            f"in {report.seconds:.1f} s; peak memory {report.peak_memory / 1e9:.2f} GB"
+            f"{report.output}: {report.answered} answers written, {report.found} were there; "
+            f"{report.new_tokens} tokens in {report.seconds:.1f} s; peak memory {report.peak_memory / 1e9:.2f} GB"
         )
     return 0

@@ -18,7 +18,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("models", nargs="+", metavar="MODEL", help="checkpoints' directories, or hub ids in the local cache")
     add("--text", action="append", default=[], type=Path, metavar="FILE", help="a UTF-8 text; may be given again")
-    add("--questions", nargs="?", const="", metavar="FILE", help="ask the package's 20 questions, or those of a JSON file")
+    add(
+        "--questions",
+        nargs="?",
+        const="",
+        metavar="FILE",
+        help="ask the package's 20 questions, or those of a JSON file",
+    )
     add("--window", type=int, default=512, metavar="N", help="tokens per forward (default: %(default)s)")
     add("--stride", type=int, metavar="N", help="tokens from one window to the next (default: the window)")
     add("--max-new-tokens", type=int, default=64, metavar="N", help="of an answer (default: %(default)s)")

@@ -15,6 +15,7 @@ import os
 import runpy
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
@@ -68,6 +69,8 @@ def start(words: list[str]) -> None:
         _refuse_absent_module(module)
         runpy.run_module(module, run_name="__main__", alter_sys=True)
         return
+    if program in ("python", "python3"):  # the one whose packages these are; it finds them by its own name
+        os.execv(sys.executable, [sys.executable, *arguments])
     script = _console_script(program)
     if script is not None:
         sys.argv = [shutil.which(program) or program, *arguments]
@@ -75,8 +78,6 @@ def start(words: list[str]) -> None:
     path = program if os.path.isfile(program) else shutil.which(program)
     if path is None:
         _refuse(program)
-    if os.path.basename(program).startswith("python"):
-        os.execv(path, [program, *arguments])
     if path.endswith(".py") or _is_python(path):
         sys.argv = [path, *arguments]
         sys.path.insert(0, os.path.dirname(os.path.abspath(path)))  # as python PATH does
@@ -85,12 +86,13 @@ def start(words: list[str]) -> None:
     os.execv(path, [program, *arguments])
 
 
-def _console_script(name: str) -> object:
+def _console_script(name: str) -> Callable[[], object] | None:
     """The function behind a console script of this environment, None where there is no such script."""
     from importlib.metadata import entry_points
 
     found = next(iter(entry_points(group="console_scripts", name=name)), None)
-    return None if found is None else found.load()
+    script: Callable[[], object] | None = None if found is None else found.load()
+    return script
 
 
 def _is_python(path: str) -> bool:
@@ -122,6 +124,4 @@ def _refuse(program: str) -> NoReturn:
     names = sorted({script.name for script in entry_points(group="console_scripts")})
     near = difflib.get_close_matches(program, names, n=3, cutoff=0.6)
     hint = f"Did you mean {' or '.join(near)}?" if near else "Install it into this environment, or give its path."
-    raise ZambaCompatError(
-        "There is no console script, file or program of this name.", where=program, remedy=hint
-    )
+    raise ZambaCompatError("There is no console script, file or program of this name.", where=program, remedy=hint)

@@ -58,8 +58,10 @@ def read_requests(path: Path) -> tuple[list[Request], str]:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise CheckpointError(f"It cannot be read: {error.strerror}.", where=str(path), remedy="Give a file.") from error
-    requests = []
+        raise CheckpointError(
+            f"It cannot be read: {error.strerror}.", where=str(path), remedy="Give a file."
+        ) from error
+    requests: list[Request] = []
     for number, line in enumerate(data.splitlines(), 1):
         if not line.strip():
             continue
@@ -183,6 +185,4 @@ def _are_messages(value: object) -> bool:
 
 
 def _refused(path: Path, line: int, what: str) -> CheckpointError:
-    return CheckpointError(
-        f"Line {line} {what}.", where=str(path), remedy='Write one {"prompt": "..."} per line.'
-    )
+    return CheckpointError(f"Line {line} {what}.", where=str(path), remedy='Write one {"prompt": "..."} per line.')

@@ -132,7 +132,7 @@ def _words(name: str, how: Loading, device: str) -> dict[str, Any]:
 
     try:
         config = AutoConfig.from_pretrained(name)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise _absent(name, error) from error
     stored = _stored_quantization(config)
     words: dict[str, Any] = {"torch_dtype": _DTYPES.get(how.load, "auto")}
@@ -169,7 +169,7 @@ def _stored_quantization(config: Any) -> str | None:
     return "8bit" if words.get("load_in_8bit") or words.get("_load_in_8bit") else "4bit"
 
 
-def _absent(name: str, error: OSError) -> CheckpointError:
+def _absent(name: str, error: Exception) -> CheckpointError:
     what = "There is no such directory" if not Path(name).is_dir() else "No model can be loaded from there"
     remedy = f"Give a checkpoint's directory, or a model of the hub in the local cache. zamba-compat inspect {name}"
     return CheckpointError(f"{what}: {_line(error)}", where=name, remedy=remedy)

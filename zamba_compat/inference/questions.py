@@ -34,7 +34,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Answered:
-    """Attributes: the question, what was wanted, what was read out of the text (None: nothing), the text, whether right."""
+    """Attributes: the question, the answer wanted, the one the text gives (None: none), the text, whether right."""
 
     question: str
     wanted: str

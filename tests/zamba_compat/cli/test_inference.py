@@ -1,0 +1,87 @@
+"""generate, chat and evaluate as commands; and every line of the README's section."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from zamba_compat.cli import inference
+from zamba_compat.cli.main import main
+from zamba_compat.inference.loading import LOADS
+
+ROOT = Path(__file__).parents[3]
+TINY = ROOT / "tests" / "fixtures" / "tiny" / "base"
+PROMPT = "import os\nimport "
+
+
+def test_choices_are_those_of_the_function() -> None:
+    assert inference.LOADS == LOADS
+
+
+def test_generate(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "prompt").write_text(PROMPT)
+    monkeypatch.setattr(sys, "stdin", io.StringIO(PROMPT))
+    texts = []
+    for words in ([PROMPT], ["--prompt-file", str(tmp_path / "prompt")], []):
+        assert main(["generate", str(TINY), *words, "--max-new-tokens", "6", "-q"]) == 0
+        texts.append(capsys.readouterr().out)
+    assert len(set(texts)) == 1 and texts[0].strip()
+    assert main(["generate", str(TINY), PROMPT, "--max-new-tokens", "6", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["text"] + "\n" == texts[0] and found["new_tokens"] == 6
+    assert main(["generate", str(TINY), PROMPT, "--max-new-tokens", "6"]) == 0
+    assert re.search(r"tokens/s; peak memory [0-9.]+ GB", capsys.readouterr().err)
+
+
+def test_generate_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words, said in (
+        ([str(TINY), "a", "--prompt-file", "b"], "two prompts"),
+        ([str(TINY), "--prompt-file", str(tmp_path / "b")], "cannot be read"),
+        ([str(TINY), "a", "--temperature", "-1"], "temperature is -1.0"),
+        ([str(tmp_path / "absent"), "a"], "no such directory"),
+    ):
+        assert main(["generate", *words]) == 3
+        assert said in capsys.readouterr().err
+
+
+def test_chat(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("hello\n/reset\nimport \n"))
+    assert main(["chat", str(TINY)]) == 3
+    assert "no chat template" in capsys.readouterr().err
+    shutil.copytree(TINY, tmp_path / "a")
+    (tmp_path / "a" / "chat_template.jinja").write_text("{{ bos_token }}{{ messages[-1].content }}")
+    assert main(["chat", str(tmp_path / "a"), "--max-new-tokens", "3", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["messages"][0]["content"] == "import" and len(found["answers"]) == 2
+
+
+@pytest.mark.slow
+def test_the_lines_of_the_readme(tmp_path: Path) -> None:
+    """As written, from the root of a checkout, but for the output's place."""
+    section = (ROOT / "README.md").read_text(encoding="utf-8").split("## Run\n")[1].split("\n## ")[0]
+    lines = [line.strip() for line in re.findall(r"^    (zamba-compat .*)$", section, re.MULTILINE)]
+    assert {line.split()[1] for line in lines} == {"generate", "chat", "batch", "evaluate", "run"}
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "import "}\n')
+    shutil.copytree(TINY, tmp_path / "instruct")
+    (tmp_path / "instruct" / "chat_template.jinja").write_text("{{ bos_token }}{{ messages[-1].content }}")
+    names = {"CHECKPOINT": str(TINY), "INSTRUCT": str(tmp_path / "instruct"), "OTHER": str(TINY.parent / "tuned")}
+    names |= {"TEXT": str(TINY.parent / "text_base.txt"), "prompts.jsonl": str(tmp_path / "prompts.jsonl")}
+    names |= {"answers.jsonl": str(tmp_path / "answers.jsonl")}
+    for line in lines:
+        words = [names.get(word, word) for word in shlex.split(line, comments=True)][1:]
+        if words[0] in ("generate", "chat", "batch", "evaluate"):
+            words += ["--max-new-tokens", "2"]
+        done = subprocess.run(
+            [sys.executable, "-m", "zamba_compat", *words],
+            input="hello\n", capture_output=True, text=True, cwd=ROOT, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+        )  # fmt: skip
+        assert done.returncode == 0, f"{line}\n{done.stderr[-2000:]}"
