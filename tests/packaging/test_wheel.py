@@ -136,7 +136,7 @@ def test_metadata(metadata: Message) -> None:
     assert metadata.get_all("Classifier") == project["classifiers"]
     assert metadata["Description-Content-Type"] == "text/markdown"
     assert str(metadata.get_payload()).strip() == (ROOT / "README.md").read_text(encoding="utf-8").strip()
-    assert set(metadata.get_all("Provides-Extra", [])) == {"dev", "finetune", "plot", "quant", "test"}
+    assert set(metadata.get_all("Provides-Extra", [])) == {"dev", "eval", "finetune", "plot", "quant", "test"}
 
 
 @pytest.mark.slow
@@ -156,7 +156,8 @@ def test_wheel_holds_the_packages_and_nothing_else(wheel: Path) -> None:
         assert b"zamba-compat = zamba_compat.cli.main:main" in archive.read(entry_points)
     own = {path.relative_to(ROOT).as_posix() for path in (ROOT / "zamba_compat").rglob("*.py")}
     adapters = {path.relative_to(ROOT).as_posix() for path in (ROOT / "patches").rglob("*.py")}
-    assert names == own | {f"zamba_compat/{path}" for path in adapters} | {"zamba_compat/py.typed"}
+    data = {"zamba_compat/py.typed", "zamba_compat/inference/questions.json"}
+    assert names == own | {f"zamba_compat/{path}" for path in adapters} | data
 
 
 @pytest.mark.slow
