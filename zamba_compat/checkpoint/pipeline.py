@@ -16,7 +16,7 @@ from typing import Any
 from zamba_compat.errors import CheckpointError
 
 from .dtypes import INFINITY_BITS, SIZES
-from .files import open_regular, write_all
+from .files import open_regular, unreadable, write_all
 from .stored import StoredBytes
 
 BUFFER = 2**20  # bytes read at once; still in the processor's cache when they are hashed
@@ -27,8 +27,9 @@ WORKING_MEMORY = (1 + EXAMINERS) * BUFFER + 2**25  # bytes of anonymous memory, 
 _FLUSH = 2**25  # bytes between two calls that send what is written on its way to the disk
 _TRIM = 2**24  # bytes of tensors in memory between two calls that give freed memory back
 _ADVISE = getattr(os, "posix_fadvise", None)
-# This kernel or this pair of file systems does not copy from file to file.
-_NO_COPY = (errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EPERM, errno.EBADF)
+# This kernel or this pair of file systems does not copy from file to file; or one of the disks fails, and reading and
+# writing apart will tell which.
+_NO_COPY = (errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EPERM, errno.EBADF, errno.EIO)
 
 
 @dataclass
@@ -215,8 +216,7 @@ def _fill(fd: int, chunk: memoryview, offset: int, source: StoredBytes) -> None:
                 break
             done += count
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise CheckpointError(f"Reading failed: {reason}.", where=str(source.path), remedy="Check the disk.") from error
+        raise unreadable(error, str(source.path)) from error
     if done < len(chunk):
         raise CheckpointError(
             "The file became shorter while it was read.",

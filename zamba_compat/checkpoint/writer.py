@@ -7,6 +7,7 @@ import re
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +53,7 @@ class Written:
         sha256: tensor -> hash of its bytes, hex.
         weight_map: tensor -> shard.
         shards: shard -> size of the file, bytes.
+        headers: shard -> hash of its header with the length before it, hex.
         total_size: of all tensors, bytes.
         nonfinite: the tensors that hold NaN or infinity.
     """
@@ -60,6 +62,7 @@ class Written:
     sha256: Mapping[str, str]
     weight_map: Mapping[str, str]
     shards: Mapping[str, int]
+    headers: Mapping[str, str]
     total_size: int
     nonfinite: tuple[str, ...]
 
@@ -183,6 +186,7 @@ def write_shards(
         sha256={output.name: examined[output.name].sha256.hexdigest() for output in outputs},
         weight_map=weight_map,
         shards=sizes,
+        headers={name: sha256(header).hexdigest() for name, (header, _) in zip(names, headers, strict=True)},
         total_size=total,
         nonfinite=tuple(output.name for output in outputs if not examined[output.name].is_finite),
     )
