@@ -86,7 +86,7 @@ def verify(directory: str | os.PathLike[str], *, progress: Progress | None = Non
         raise CheckpointError(
             f"There is no {MANIFEST}, so nothing says what these files were.",
             where=str(directory),
-            remedy="Look at them with zamba-compat inspect; zamba-compat convert-checkpoint writes a copy that has one.",
+            remedy="zamba-compat inspect says what they are; convert-checkpoint writes a copy that has one.",
         )
     faults = Faults()
     manifest = faults.attempt(read_manifest, path)
@@ -164,7 +164,7 @@ def _header(fd: int, header: Header, where: str, shard: str, manifest: Manifest)
     for names, what in (
         ([name for name in written if name not in stored], "are missing"),
         ([name for name in stored if name not in written], "were not written"),
-        ([n for n, i in written.items() if n in stored and _form(i) != _form(stored[n])], "have another dtype or shape"),
+        ([n for n in written if n in stored and _form(written[n]) != _form(stored[n])], "have another dtype or shape"),
     ):
         if names:
             raise CheckpointError(f"{len(names)} tensors {what}: {listed(names)}.", where=where, remedy=_AGAIN)

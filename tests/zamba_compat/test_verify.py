@@ -186,7 +186,7 @@ def test_a_manifest_that_was_changed_does_not_have_its_digest(made: Path) -> Non
 
 def test_no_manifest(made: Path, tmp_path: Path) -> None:
     (made / MANIFEST).unlink()
-    with pytest.raises(CheckpointError, match="nothing says what these files were.*convert-checkpoint"):
+    with pytest.raises(CheckpointError, match=r"nothing says what these files were.*convert-checkpoint"):
         verify(made)
     with pytest.raises(CheckpointError, match="No such file"):
         verify(tmp_path / "absent")

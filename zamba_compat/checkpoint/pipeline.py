@@ -27,9 +27,10 @@ WORKING_MEMORY = (1 + EXAMINERS) * BUFFER + 2**25  # bytes of anonymous memory, 
 _FLUSH = 2**25  # bytes between two calls that send what is written on its way to the disk
 _TRIM = 2**24  # bytes of tensors in memory between two calls that give freed memory back
 _ADVISE = getattr(os, "posix_fadvise", None)
-# This kernel or this pair of file systems does not copy from file to file; or one of the disks fails, and reading and
-# writing apart will tell which.
-_NO_COPY = (errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EPERM, errno.EBADF, errno.EIO)
+# This kernel or this pair of file systems does not copy from file to file; or, last, one of the disks fails: reading
+# and writing apart will tell which.
+_NO_COPY = (errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EPERM, errno.EBADF)
+_NO_COPY += (errno.EIO,)
 
 
 @dataclass
