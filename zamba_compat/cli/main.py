@@ -73,8 +73,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a name that the terminal's encoding lacks is shown, not a reason to fail
             stream.reconfigure(errors="backslashreplace")
-    options = parser().parse_args(argv)
+    options = argparse.Namespace(command="", debug=False)
     try:
+        parser().parse_args(argv, options)
         status = int(options.run(options))
         sys.stdout.flush()  # while a reader that has gone can still be noticed
         return status
