@@ -308,14 +308,16 @@ def _replace(path: Path, data: bytes) -> None:
 
 
 def campaign(bench: Bench, kills: int, seed: int) -> Tally:
-    """`kills` deaths, half of them timed over the whole run and half at counted calls, and a tenth as many of each
-    other fault; all drawn from `seed`."""
+    """`kills` deaths, half of them timed over the whole run and half at counted calls, the first and last of which are
+    drawn more often than the many that write tensors; and a tenth as many of each other fault. All drawn from `seed`.
+    """
     draw = random.Random(seed)
     for number in range(kills):
         if number % 2:
             bench.killed_after(draw.uniform(0, 1.3 * bench.duration))
         else:
-            bench.killed_at(draw.randint(1, bench.changes))
+            early, anywhere, late = draw.randint(1, 12), draw.randint(1, bench.changes), draw.randint(0, 30)
+            bench.killed_at(draw.choice([early, anywhere, max(1, bench.changes - late)]))
     for _ in range(max(2, kills // 10)):
         bench.signalled(signal.SIGINT, draw.uniform(0, bench.duration))
         bench.signalled(signal.SIGTERM, draw.uniform(0, bench.duration))
