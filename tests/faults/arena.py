@@ -48,12 +48,16 @@ class Arena:
         during: what is done to the world while a command runs.
         arguments: command -> more arguments for it.
         absent: what must not exist after the command: what hostile code would have made.
+        merge: entries of merge's configuration to replace.
+        yaml: the configuration itself.
     """
 
     top: Path
     during: Callable[[], AbstractContextManager[object]] = nullcontext
     arguments: dict[str, list[str]] = field(default_factory=dict)
     absent: list[Path] = field(default_factory=list)
+    merge: dict[str, Any] = field(default_factory=dict)
+    yaml: str = ""
 
     @property
     def source(self) -> Path:
@@ -96,6 +100,19 @@ class Arena:
                 path.unlink()
         size = sum(tensor.nbytes for tensor in tensors.values()) * 2 // 5
         synthetic.write_checkpoint(self.source, dict(tensors), config or CONFIG, max_shard_size=size)
+
+    def write_merge(self) -> None:
+        """A configuration that merges the good checkpoint, as the base, with the one that is broken."""
+        models = [{"model": str(path)} for path in (self.other, self.source)]
+        content = {
+            "models": models,
+            "merge_method": "slerp",
+            "base_model": str(self.other),
+            "parameters": {"t": 0.3},
+            "tokenizer_source": "base",
+            **self.merge,
+        }
+        (self.top / "merge.yml").write_text(self.yaml or json.dumps(content))  # JSON is YAML
 
     def outside(self) -> Path:
         """The second shard moved out of the checkpoint, whole."""

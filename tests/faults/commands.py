@@ -18,7 +18,7 @@ from faults.arena import Arena, look, read, state
 from zamba_compat.cli.main import main
 from zamba_compat.verify import verify
 
-WRITING = ("convert-checkpoint", "quantize")
+WRITING = ("convert-checkpoint", "quantize", "merge")
 COMMANDS = (*WRITING, "inspect", "verify", "from_pretrained")
 _PATIENCE = 60  # seconds for one load; a FIFO that is opened for reading would wait for ever
 
@@ -53,6 +53,7 @@ class Expect:
 def run(command: str, arena: Arena) -> Ran:
     """Run a command in this process, as its console script would."""
     paths = {
+        "merge": [str(arena.top / "merge.yml"), str(arena.destination)],
         "inspect": [str(arena.source)],
         "verify": [str(arena.source)],
     }.get(command, [str(arena.source), str(arena.destination)])
@@ -74,6 +75,8 @@ def outcome(command: str, arena: Arena, expect: Expect) -> str:
     """
     if command == "from_pretrained":
         return _load(arena, expect)
+    if command == "merge":
+        arena.write_merge()
     before = look(arena.top)
     ran = run(command, arena)
     after = look(arena.top)

@@ -54,6 +54,7 @@ class Bench:
     def __init__(self, command: str, arena: Arena, *, old: bool) -> None:
         """`old`: the destination holds another checkpoint, which is to be replaced."""
         self.command, self.arena, self.tally = command, arena, Tally()
+        arena.write_merge()
         self._keep = arena.top.with_name(arena.top.name + "-old")
         arena.arguments[command] = [*arena.arguments.get(command, []), "--overwrite", "-q"]
         if old:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from faults import file_rows as files
+from faults import merge_rows as merges
 from faults import model_rows as models
 from faults import run_rows as runs
 from faults.arena import OWN, SHARDS, Arena
@@ -14,7 +15,8 @@ from faults.commands import COMMANDS, WRITING, Expect
 
 READS_NOTHING = "not part of what this command looks at"
 ONLY_WRITING = "this command writes no checkpoint"
-ONLY_MERGE = "there is one input"
+ONLY_MERGE = "nothing is merged"
+MEAN = "a shared tensor gets the mean over the layers that use it"
 LINKS = "people keep weights on other disks; tensors alone are read"
 INDEX_ALONE = "transformers takes the shards' names alone from the index; the tensors are the right ones"
 JSON_LAST = "transformers reads it itself, and takes the last one"
@@ -86,11 +88,17 @@ def running(row: int, name: str, make: Callable[[Arena], Any], expect: Expect, *
     return Case(row, name, make, expects | _named(others))
 
 
+def merging(row: int, name: str, make: Callable[[Arena], Any], expect: Expect) -> Case:
+    """What only merge can meet."""
+    return Case(row, name, make, {c: expect if c == "merge" else not_here(ONLY_MERGE) for c in COMMANDS})
+
+
 def _named(expects: dict[str, Expect]) -> dict[str, Expect]:
     return {{"convert": "convert-checkpoint", "load": "from_pretrained"}.get(k, k): v for k, v in expects.items()}
 
 
 B = SHARDS[1]
+TOLD_LESS = {"merge": accepted(why="the base's config is written")}
 EXTRA = {"inspect": told("extra"), "convert": accepted(why="--allow-unknown copies it", same=False)}
 CASES: tuple[Case, ...] = (
     broken(1, "traversing shard name", files.traversing, r"\.\./elsewhere.* is a path", refused("is a path")),
@@ -156,6 +164,7 @@ CASES: tuple[Case, ...] = (
             f"warning: NaN or infinity in 1 tensors: {models.FIRST}",
             "told with the tensor's name",
             quantize=refused(models.FIRST),
+            merge=refused(models.FIRST),
             convert=accepted(f"warning: NaN or infinity in 1 tensors: {models.FIRST}", "told by name", same=False),
             inspect=accepted(why="tensors are not searched"),
             load=accepted(why="loaded as stored", same=False),
@@ -176,7 +185,14 @@ CASES: tuple[Case, ...] = (
     broken(30, "no num_mem_blocks", models.without("num_mem_blocks"), "num_mem_blocks is missing", refused("")),
     broken(30, "no num_attention_heads", models.without("num_attention_heads"), "num_attention_heads", library("")),
     broken(30, "unproven default", models.without("adapter_rank"), "adapter_rank", library("")),
-    fine(30, "proven default", models.without("mamba_d_conv"), "warning: missing in the config", "the shapes prove it"),
+    fine(
+        30,
+        "proven default",
+        models.without("mamba_d_conv"),
+        "warning: missing in the config",
+        "the shapes prove it",
+        **TOLD_LESS,
+    ),
     broken(31, "llama", models.config(model_type="llama"), "llama", not_here(OTHERS)),
     broken(31, "zamba2_vl", models.config(model_type="zamba2_vl"), "zamba2_vl", not_here(OTHERS)),
     broken(32, "layer lists that disagree", models.config(hybrid_layer_ids=[2, 3]), r"\[2, 3\]", refused("")),
@@ -201,6 +217,7 @@ CASES: tuple[Case, ...] = (
         "copies that differed",
         "--resolve says what to do",
         convert=accepted("copies that differed", "--resolve says what to do", same=False),
+        merge=accepted(why="--resolve says what to do"),
         inspect=told("--resolve"),
         load=accepted("copies that differ", "kept exactly, with a warning", same=False),
     ),
@@ -215,12 +232,21 @@ CASES: tuple[Case, ...] = (
         models.quantized,
         {
             "convert-checkpoint": accepted(why="quantized tensors are kept as they are", same=False),
-            "quantize": refused("already quantized|quantized"),
+            "quantize": refused("quantized"),
+            "merge": refused("quantized"),
             "inspect": accepted(),
             "verify": accepted(),
             "from_pretrained": accepted(same=False),
         },
     ),
+    merging(41, "tensor in one parent only", merges.one_parent_only, refused(OWN)),
+    merging(42, "t is NaN", merges.setting(t=float("nan")), refused("t")),
+    merging(42, "t above 1", merges.setting(t=1.5), refused("t")),
+    merging(42, "t differs within a shared block", merges.setting(t=[0, 1]), accepted(why=MEAN)),
+    merging(43, "chat templates differ", merges.other_template, refused("template")),
+    merging(44, "a tensor of zeros", merges.zeros, accepted("linear|zero", "combined linearly, counted")),
+    merging(45, "aliases that explode", merges.aliases, refused("alias|anchor")),
+    merging(45, "Python tags", merges.tags, refused("tag|!!python")),
     broken(46, "pickle alone", files.only_a_pickle, "--allow-pickle", refused("")),
     broken(46, "hostile pickle allowed", files.only_a_pickle_allowed, "posix.mkdir|nothing of it", refused("")),
     broken(46, "hostile pickle of the old format", files.old_pickle, "nothing of it was loaded", refused("")),

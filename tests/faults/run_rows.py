@@ -14,7 +14,7 @@ from unittest import mock
 from faults.arena import SHARDS, Arena
 from zamba_compat.checkpoint.staging import Staging
 
-COMMANDS = ("convert-checkpoint", "quantize")
+COMMANDS = ("convert-checkpoint", "quantize", "merge")
 # What every writing command calls to change the file system, and to read.
 WRITES = ("write", "copy_file_range", "fsync", "mkdir", "rename", "unlink", "rmdir")
 READS = ("read", "preadv", "copy_file_range")
