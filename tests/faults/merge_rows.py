@@ -27,7 +27,7 @@ def setting(**parameters: Any) -> Callable[[Arena], None]:
 def other_template(arena: Arena) -> None:
     (arena.source / "chat_template.jinja").write_text("{{ messages }}")
     (arena.other / "chat_template.jinja").write_text("{{ other }}")
-    arena.merge = {"tokenizer_source": "union"}
+    arena.merge = {"tokenizer_source": None}
 
 
 def zeros(arena: Arena) -> None:

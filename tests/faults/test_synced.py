@@ -24,6 +24,7 @@ def templates(arena: Arena) -> Arena:
 
 def traced(command: str, arena: Arena) -> list[Event]:
     events: list[Event] = []
+    arena.write_merge()
     arena.during = lambda: tracing(events)
     assert run(command, arena).status == 0
     return events

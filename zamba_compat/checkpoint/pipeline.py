@@ -31,8 +31,8 @@ _TRIM = 2**24  # bytes of tensors in memory between two calls that give freed me
 _ADVISE = getattr(os, "posix_fadvise", None)
 # This kernel or this pair of file systems does not copy from file to file; or, last, one of the disks fails: reading
 # and writing apart will tell which.
-_NO_COPY = (errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EPERM, errno.EBADF)
-_NO_COPY += (errno.EIO,)
+_MISSING = (errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EPERM, errno.EBADF)
+_NO_COPY = (*_MISSING, errno.EIO)
 
 
 @dataclass
