@@ -12,7 +12,7 @@ MATRIX := $(PY) tools/matrix.py --jobs $(JOBS)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test lint matrix matrix-ci matrix-stock support-table bench wheel clean
+.PHONY: help setup demo test lint matrix matrix-ci matrix-stock support-table bench faults fuzz wheel clean
 
 help: ## show this
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -54,6 +54,12 @@ support-table: $(READY) ## make the README's table from docs/support.json and th
 
 bench: $(READY) ## every tools/bench*.py
 	@set -e; for script in tools/bench*.py; do echo "== $$script"; $(PY) $$script; done
+
+faults: $(READY) ## hundreds of crashes per command and two minutes of fuzzing; writes docs/faults.* and the README's figures
+	$(PY) tools/faults.py
+
+fuzz: $(READY) ## fuzz the readers for ten minutes; FUZZ_ARGS=--atheris where atheris is installed
+	$(PY) tools/fuzz.py --seconds 600 $(FUZZ_ARGS)
 
 wheel: $(READY) ## wheel and sdist into dist/
 	$(PY) -m build --no-isolation

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from .checkpoint.files import open_regular
+from .checkpoint.headers import read_header
+from .checkpoint.pickled import unpickle
+from .checkpoint.strict_json import listed
+from .errors import CheckpointError
 from .quantized import fit_to_stored
 from .rehydrate import REMEDY_DIVERGENT, Divergence, plan
 from .settings import settings
@@ -18,13 +23,11 @@ from .untie import untie
 
 logger = logging.getLogger("zamba_compat")
 
-_HEADER_LIMIT = 100_000_000  # bytes; the safetensors library refuses longer headers
-
 
 class Stored:
     """The tensors a model is loaded from: a state dict, or checkpoint files.
 
-    A .safetensors file is opened when its first tensor is read; its header alone says the names.
+    A .safetensors file is opened when its first tensor is read; its header alone says the names, and is checked.
 
     Attributes:
         where: what to call the checkpoint in messages.
@@ -64,19 +67,20 @@ class Stored:
 
                 return opened.enter_context(safe_open(file, framework="pt", device="cpu"))
 
-            for name in _header_names(file) or handle().keys():
+            for name in _names_in(file):
+                self._refuse_second(name, file)
                 self._read[name] = lambda name=name: handle().get_tensor(name)  # type: ignore[misc]
                 self._slice[name] = lambda name=name: handle().get_slice(name)  # type: ignore[misc]
                 self.file_of[name] = str(file)
             return
-        import torch
-
-        try:
-            tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-        except RuntimeError:  # files in the format before zip archives cannot be mapped
-            tensors = torch.load(file, map_location="cpu", weights_only=True)
-        for name, tensor in tensors.items():
+        for name, tensor in unpickle(Path(file), where=str(file)).items():
+            self._refuse_second(name, file)
             self._read[name] = lambda tensor=tensor: tensor  # type: ignore[misc]
+
+    def _refuse_second(self, name: str, file: str) -> None:
+        if name in self._read:
+            remedy = "Keep the right one only, or write the checkpoint again."
+            raise CheckpointError(f"Tensor {listed([name])} is in another file too.", where=str(file), remedy=remedy)
 
 
 def loader_arguments(given: Mapping[str, Any]) -> tuple[list[str], Any]:
@@ -84,11 +88,43 @@ def loader_arguments(given: Mapping[str, Any]) -> tuple[list[str], Any]:
 
     Args:
         given: the arguments by name, of whatever release: 4.x passes each by itself, 5.x a `load_config`.
+
+    Raises:
+        CheckpointError: the index names files of other directories, or what is no regular file.
     """
-    files = given.get("checkpoint_files", given.get("resolved_archive_file")) or ()
+    found = given.get("checkpoint_files", given.get("resolved_archive_file")) or ()
+    files = [found] if isinstance(found, str) else list(found)
     config = given.get("load_config")
     quantizer = given.get("hf_quantizer") if config is None else config.hf_quantizer
-    return [files] if isinstance(files, str) else list(files), quantizer
+    origin = given.get("pretrained_model_name_or_path")
+    refuse_strangers(files, origin if config is None else config.pretrained_model_name_or_path)
+    return files, quantizer
+
+
+def refuse_strangers(files: Sequence[str], origin: object) -> None:
+    """Refuse files that no honest index leads to; transformers joins whatever names it finds to the directory.
+
+    A file may be a link: people keep weights on other disks, the hub's cache is made of links, and what is read is
+    tensors alone. Names are another matter: an index names the files beside it.
+
+    Args:
+        files: the checkpoint's files.
+        origin: what the model is loaded from: a directory, or a name on the hub, whose files lie in one directory.
+
+    Raises:
+        CheckpointError: a file outside of `origin`, files in several directories, or no regular file.
+    """
+    places = {os.path.dirname(os.path.abspath(file)) for file in files}
+    local = isinstance(origin, (str, os.PathLike)) and os.path.isdir(origin)
+    top = Path(os.path.abspath(os.fspath(origin))) if local else None  # type: ignore[call-overload]
+    for file in files:
+        if len(places) > 1 or (top is not None and top not in Path(os.path.abspath(file)).parents):
+            raise CheckpointError(
+                f"The index leads out of the checkpoint: {listed([str(file)])} is a path, not a file beside it.",
+                where=str(origin),
+                remedy="Put the shards beside the index and write their bare names.",
+            )
+        os.close(open_regular(Path(file), where=str(file)))
 
 
 def hub_layout(
@@ -114,7 +150,7 @@ def hub_layout(
 
     Raises:
         MissingTensorError: a shared tensor is stored nowhere.
-        CheckpointError: copies that contradict each other in dtype or shape.
+        CheckpointError: damaged files, a tensor in two of them, copies that contradict each other in dtype or shape.
         DivergentCopiesError: copies differ and the setting `divergent` is "error".
     """
     names = [files] if isinstance(files, str) else list(files or ())
@@ -139,18 +175,13 @@ def hub_layout(
     return {name: computed[name] if name in computed else take(source) for name, source in layout.sources.items()}
 
 
-def _header_names(file: str) -> list[str]:
-    """The names in a .safetensors file (uint64 header length, little-endian, then JSON); none if it is malformed.
-
-    Nothing is validated here: a file without names is left to the library, which says what is wrong with it.
-    """
-    with open(file, "rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        try:
-            header = json.loads(stream.read(length)) if length <= _HEADER_LIMIT else {}
-        except (ValueError, RecursionError):
-            header = {}
-    return [name for name in header if name != "__metadata__"] if isinstance(header, dict) else []
+def _names_in(file: str) -> list[str]:
+    """The names in a .safetensors file, whose header is checked as every command does."""
+    fd = open_regular(Path(file), where=str(file))
+    try:
+        return [tensor.name for tensor in read_header(fd, shard=Path(file).name, where=str(file)).tensors]
+    finally:
+        os.close(fd)
 
 
 def _tell(divergences: list[Divergence], choice: str, where: str | None) -> None:

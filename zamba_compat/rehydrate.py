@@ -71,7 +71,7 @@ class Plan:
 
         Raises:
             CheckpointError: copies whose dtypes or shapes differ, or an adapter that is only in other blocks' slots and
-                there in several versions.
+                there in several versions; or another number of blocks than the config's.
         """
         found = []
         for key, copies in self.groups.items():
@@ -89,7 +89,26 @@ class Plan:
                     remedy="Keep the right one only.",
                 )
             found.append(Divergence(key, names, distance))
+        if found:
+            self._refuse_other_sharing()
         return found
+
+    def _refuse_other_sharing(self) -> None:
+        """Blocks at the first K positions alone that differ are K blocks, whatever the config says.
+
+        To keep, average or choose among them would make of the model what it never was.
+        """
+        hybrid = self.sharing.hybrid_layers
+        blocks = [copies for key, copies in self.groups.items() if _adapter_of(self.sharing, key) is None]
+        stored = {layer for copies in blocks for layer in copies}
+        count = len(stored)
+        if self.sharing.num_blocks < count < len(hybrid) and stored == set(hybrid[:count]):
+            raise CheckpointError(
+                f"num_mem_blocks is {self.sharing.num_blocks}, but {count} different blocks are stored, at layers "
+                f"{', '.join(map(str, sorted(stored)))}.",
+                where=next(iter(blocks[0].values())),
+                remedy=f"Use the config.json that belongs to these tensors; num_mem_blocks is probably {count}.",
+            )
 
     def resolve(self, read: Read, choice: str) -> tuple[Plan, dict[str, Tensor], list[Divergence]]:
         """Compare the copies and apply `choice` ("keep", "first", "mean" or "error") to those that differ.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import safetensors
 import torch
 from safetensors.torch import save_file
 
-from zamba_compat.loading import Stored
+from zamba_compat.errors import CheckpointError
+from zamba_compat.loading import Stored, refuse_strangers
 
 
 @pytest.fixture
@@ -60,8 +62,50 @@ def test_a_file_is_opened_once_when_its_tensors_are_read(shards: list[str], open
         pytest.param(lambda data: (200_000).to_bytes(8, "little") + b"[" * 200_000, id="nested header"),
     ],
 )
-def test_a_malformed_file_gets_the_library_s_error(shards: list[str], damage: object) -> None:
+def test_a_malformed_file_is_refused(shards: list[str], damage: object) -> None:
     file = Path(shards[0])
     file.write_bytes(damage(file.read_bytes()))  # type: ignore[operator]
-    with ExitStack() as opened, pytest.raises(safetensors.SafetensorError, match="header"):
+    with ExitStack() as opened, pytest.raises(CheckpointError, match=r"model-1\.safetensors: .*(header|empty)"):
         Stored(None, shards, opened)
+
+
+def test_row_09_a_tensor_in_two_files(shards: list[str]) -> None:
+    save_file({"a": torch.zeros(4)}, shards[1])
+    with ExitStack() as opened, pytest.raises(CheckpointError, match=r"model-2\.safetensors: Tensor 'a' is in another"):
+        Stored(None, shards, opened)
+
+
+def refused(files: list[str], origin: object) -> None:
+    with pytest.raises(CheckpointError, match="leads out of the checkpoint"):
+        refuse_strangers(files, origin)
+
+
+def test_rows_01_02_files_of_other_directories(
+    shards: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inner = tmp_path / "inner"
+    inner.mkdir()
+    refuse_strangers(shards, tmp_path)
+    refuse_strangers(shards, tmp_path.parent)  # a subfolder
+    refuse_strangers(shards, "hub/id")
+    refused(shards, inner)
+    refused([f"{inner}/../model-1.safetensors"], str(inner))
+    refused([shards[0], f"{inner}/x.safetensors"], "hub/id")
+    refused([shards[0], f"{inner}/x.safetensors"], tmp_path)
+    monkeypatch.chdir(inner)
+    refused(["./../model-1.safetensors"], ".")
+    monkeypatch.chdir(tmp_path)
+    refuse_strangers(["./model-1.safetensors", "model-2.safetensors"], ".")
+    refuse_strangers(["inner/../model-1.safetensors"], "inner/..")
+
+
+def test_row_03_links_are_followed(shards: list[str], tmp_path: Path) -> None:
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "inner" / "x.safetensors").symlink_to(shards[0])
+    refuse_strangers([f"{tmp_path}/inner/x.safetensors"], tmp_path / "inner")
+
+
+def test_row_04_no_regular_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.safetensors")
+    with pytest.raises(CheckpointError, match="no regular file"):
+        refuse_strangers([f"{tmp_path}/x.safetensors"], tmp_path)

@@ -140,3 +140,11 @@ def test_a_base_models_names() -> None:
     assert plan(bare, SHARING).is_identity
     with pytest.raises(MissingTensorError, match=r" layers\.2\."):
         plan(synthetic.drop(bare, Q.format(FIRST).removeprefix("model.")), SHARING)
+
+
+def test_row_30_blocks_that_differ_are_not_tied_by_a_config_that_lost_their_number() -> None:
+    """Two blocks under num_mem_blocks = 1: neither kept apart, nor averaged, nor one of them taken."""
+    layout = plan(STATE, SharingMap.from_config(CONFIG | {"num_mem_blocks": 1}), complete=False)
+    for choice in ("keep", "mean", "first", "error"):
+        with pytest.raises(CheckpointError, match="2 different blocks are stored, at layers 2, 3"):
+            layout.resolve(STATE.__getitem__, choice)

@@ -17,6 +17,7 @@ from .strict_json import LIMIT, listed
 _OPEN = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 # Bytes per write: from 512 KiB on, Linux looks for memory in larger blocks, and ext4 takes up to ten times as long.
 _PIECE = 2**17
+_READ = 2**20  # bytes per read: `read` sets aside as much as it is asked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +64,43 @@ def read_small(path: Path, *, where: str) -> tuple[bytes, FileState, str]:
         CheckpointError: as `open_regular`, or a larger file.
     """
     fd = open_regular(path, where=where)
-    with open(fd, "rb") as file:
+    try:
         state = state_of(fd)
-        data = file.read(LIMIT + 1)
+        data = read_at(fd, LIMIT + 1, 0, where=where)
+    finally:
+        os.close(fd)
     if len(data) > LIMIT:
         remedy = "Is it the right file?"
         raise CheckpointError(f"It has more than the {LIMIT} bytes that are read here.", where=where, remedy=remedy)
     return data, state, sha256(data).hexdigest()
+
+
+def read_piece(fd: int, length: int, *, where: str) -> bytes:
+    """As os.read: up to `length` bytes of an open file, none at its end.
+
+    Raises:
+        CheckpointError: the disk or the network behind it fails.
+    """
+    try:
+        return os.read(fd, length)
+    except OSError as error:
+        raise unreadable(error, where) from error
+
+
+def read_at(fd: int, length: int, offset: int, *, where: str) -> bytes:
+    """Up to `length` bytes from `offset` on; fewer only at the file's end. Raises CheckpointError as `read_piece`."""
+    os.lseek(fd, offset, os.SEEK_SET)
+    parts = []
+    while length > 0 and (part := read_piece(fd, min(length, _READ), where=where)):
+        parts.append(part)
+        length -= len(part)
+    return b"".join(parts)
+
+
+def unreadable(error: OSError, where: str) -> CheckpointError:
+    """What to raise where reading an open file fails."""
+    reason = error.strerror or str(error)
+    return CheckpointError(f"Reading failed: {reason}.", where=where, remedy="Check the disk, or get the file again.")
 
 
 def write_all(fd: int, data: bytes | memoryview) -> None:

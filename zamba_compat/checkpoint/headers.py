@@ -17,6 +17,7 @@ from typing import Any
 from zamba_compat.errors import CheckpointError
 
 from .dtypes import SIZES
+from .files import read_at
 from .strict_json import LIMIT, listed, parse_object
 
 _INCOMPLETE = "Incomplete download? Get the file again."
@@ -69,14 +70,14 @@ def read_header(fd: int, *, shard: str, where: str) -> Header:
         where: what to call the file in errors.
 
     Raises:
-        CheckpointError: an empty or truncated file, trailing bytes, a header that is too long or no JSON object or
-            names a tensor twice, an unknown dtype, a size that does not follow from dtype and shape, tensors that
-            overlap or leave a hole.
+        CheckpointError: a file that cannot be read, is empty or truncated, trailing bytes, a header that is too long
+            or no JSON object or names a tensor twice, an unknown dtype, a size that does not follow from dtype and
+            shape, tensors that overlap or leave a hole.
     """
     size = os.fstat(fd).st_size
     if size == 0:
         raise CheckpointError("The file is empty.", where=where, remedy=_INCOMPLETE)
-    data = read_at(fd, 8, 0)
+    data = read_at(fd, 8, 0, where=where)
     length = struct.unpack("<Q", data)[0] if len(data) == 8 else 0
     if 8 + length > size or length < 2:
         raise CheckpointError(
@@ -90,7 +91,7 @@ def read_header(fd: int, *, shard: str, where: str) -> Header:
             where=where,
             remedy="Write the file again without the large metadata.",
         )
-    data = read_at(fd, length, 8)
+    data = read_at(fd, length, 8, where=where)
     if not data.startswith(b"{"):
         raise CheckpointError("It is no safetensors file: its header is no JSON object.", where=where, remedy=_DAMAGED)
     content = parse_object(data, where=where, what="header")
@@ -102,16 +103,6 @@ def read_header(fd: int, *, shard: str, where: str) -> Header:
     )
     _check_layout(tensors, first, size, where)
     return Header(tuple(tensors), metadata, sha256(data).hexdigest())
-
-
-def read_at(fd: int, length: int, offset: int) -> bytes:
-    """Up to `length` bytes of an open file; fewer only at its end."""
-    os.lseek(fd, offset, os.SEEK_SET)
-    parts = []
-    while length > 0 and (part := os.read(fd, length)):
-        parts.append(part)
-        length -= len(part)
-    return b"".join(parts)
 
 
 def _metadata(content: Any, where: str) -> dict[str, str]:

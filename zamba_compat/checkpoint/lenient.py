@@ -13,8 +13,8 @@ from zamba_compat.dialects import read_config
 from zamba_compat.errors import CheckpointError, ConfigError, ZambaCompatError
 
 from .dtypes import SIZES
-from .files import open_regular, read_small, resolve_inside
-from .headers import TensorInfo, read_at, read_header
+from .files import open_regular, read_at, read_small, resolve_inside
+from .headers import TensorInfo, read_header
 from .index import open_checkpoint
 from .location import SUFFIXES, Location, locate
 from .stored import Checkpoint, Shard
@@ -156,11 +156,11 @@ def _config(directory: Path) -> dict[str, Any]:
 
 def _as_far(fd: int, shard: str) -> list[TensorInfo]:
     """What a header names that `read_header` refuses; nothing where it is no JSON object."""
-    length = int.from_bytes(read_at(fd, 8, 0), "little")
-    if length > LIMIT:
-        return []
     try:
-        content = parse_object(read_at(fd, length, 8), where=shard, what="header")
+        length = int.from_bytes(read_at(fd, 8, 0, where=shard), "little")
+        if length > LIMIT:
+            return []
+        content = parse_object(read_at(fd, length, 8, where=shard), where=shard, what="header")
     except CheckpointError:
         return []
     found = []

@@ -88,11 +88,16 @@ def companions(directory: Path, shards: frozenset[str]) -> tuple[tuple[Path, ...
         if name.endswith((*weights, INDEX_SUFFIX)):
             if not name.endswith(INDEX_SUFFIX):
                 stray.append(name)
-        elif path.is_file() and stays_inside(path, directory) and not name.startswith(".") and path.suffix != ".py":
+        elif path.is_file() and stays_inside(path, directory) and not name.startswith(".") and _may_be_copied(name):
             copied.append(path)
         elif not name.startswith("."):
             left.append(name)
     return tuple(copied), tuple(stray), tuple(left)
+
+
+def _may_be_copied(name: str) -> bool:
+    """No code, and a name that JSON and terminals can hold (bytes that are no text are not printable)."""
+    return not name.endswith(".py") and name.isprintable()
 
 
 def _in_directory(directory: Path, name: str | None) -> Location:
@@ -118,7 +123,8 @@ def _location(directory: Path, file: Path, format: Format, rival: Path | None, n
         revision = directory.name
         if directory.parent.parent.name.startswith("models--"):
             name = directory.parent.parent.name.removeprefix("models--").replace("--", "/", 1)
-    return Location(directory, file, format, rival, name or directory.name, revision)
+    own = os.fsencode(directory.name).decode(errors="replace")  # any bytes, where a hub id is text
+    return Location(directory, file, format, rival, name or own, revision)
 
 
 def _cached(hub_id: str) -> Path:

@@ -1,16 +1,18 @@
-"""The manifest of a conversion: what was made of what, and the hash of every tensor."""
+"""The manifest of what was written: of what it was made, and the hash of everything in it."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from hashlib import sha256
 from typing import Any
 
 from .location import MANIFEST
 from .staging import Staging
 from .writer import Written
 
-FORMAT_VERSION = 1
+# 1: tensors and sizes of shards. 2: also headers, every other file, and the digest of the manifest itself.
+FORMAT_VERSION = 2
 
 
 def write_manifest(
@@ -22,6 +24,8 @@ def write_manifest(
 ) -> None:
     """Write zamba_compat_manifest.json: the same for the same sources, options and release of this package.
 
+    It comes last: a file that is written after it is not in it.
+
     Args:
         written: what `write_shards` returned.
         sources: `Checkpoint.identity` of every checkpoint that was read.
@@ -32,13 +36,15 @@ def write_manifest(
     """
     from zamba_compat import __version__
 
-    content = {
+    content: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
         "package": {"name": "zamba_compat", "version": __version__},
         "sources": list(sources),
         "options": dict(options),
         "total_size": written.total_size,
         "shards": dict(written.shards),
+        "headers": dict(written.headers),
+        "files": {name: {"size": size, "sha256": digest} for name, (size, digest) in sorted(staging.files.items())},
         "tensors": {
             output.name: {
                 "sha256": written.sha256[output.name],
@@ -49,4 +55,11 @@ def write_manifest(
             for output in written.outputs
         },
     }
+    content["digest"] = digest_of(content)
     staging.write(MANIFEST, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def digest_of(content: Mapping[str, Any]) -> str:
+    """sha256 (hex) of a manifest without its "digest": of its JSON with sorted keys, ASCII, no spaces."""
+    rest = {key: value for key, value in content.items() if key != "digest"}
+    return sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -21,7 +21,14 @@ _REMEDY = "Save the model's state dict as safetensors where it was trained."
 
 
 def load(path: Path, *, where: str) -> dict[str, Tensor]:
-    """The tensors of a pickled state dict, mapped from the file where its format allows.
+    """The tensors of a pickled state dict, mapped from the file where its format allows. Raises as `unpickle`, and
+    CheckpointError for anything beside tensors.
+    """
+    return _tensors(unpickle(path, where=where), where)
+
+
+def unpickle(path: Path, *, where: str) -> Any:
+    """What is pickled, if it is tensors and plain containers, mapped from the file where its format allows.
 
     torch.load(weights_only=True) builds tensors and plain containers and refuses every other name in the pickle.
 
@@ -38,7 +45,7 @@ def load(path: Path, *, where: str) -> dict[str, Tensor]:
             remedy="Install torch 2.6 or newer, or convert the file to safetensors.",
         )
     try:
-        content = _unpickle(path)
+        return _unpickle(path)
     except Exception as error:  # a damaged or hostile pickle raises nearly anything
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
         reason = f"it names {named[1]}" if named else f"{type(error).__name__} while it was read"
@@ -47,7 +54,6 @@ def load(path: Path, *, where: str) -> dict[str, Tensor]:
             where=where,
             remedy=_REMEDY,
         ) from None  # torch's own message advises to run the pickle
-    return _tensors(content, where)
 
 
 def describe(tensors: Mapping[str, Tensor], *, shard: str, where: str) -> list[TensorInfo]:

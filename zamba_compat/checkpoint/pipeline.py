@@ -6,9 +6,10 @@ import ctypes
 import errno
 import hashlib
 import os
+import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,19 +17,22 @@ from typing import Any
 from zamba_compat.errors import CheckpointError
 
 from .dtypes import INFINITY_BITS, SIZES
-from .files import open_regular, write_all
+from .files import open_regular, unreadable, write_all
 from .stored import StoredBytes
 
 BUFFER = 2**20  # bytes read at once; still in the processor's cache when they are hashed
 STEP = 2**24  # bytes copied at once
 AHEAD = 2**28  # bytes that are copied and not examined yet: the examiners shall find them in the page cache
 EXAMINERS = 2
+QUEUED = 8  # pieces of a computed tensor that are written and not examined yet
 WORKING_MEMORY = (1 + EXAMINERS) * BUFFER + 2**25  # bytes of anonymous memory, tensors that are computed not counted
 _FLUSH = 2**25  # bytes between two calls that send what is written on its way to the disk
 _TRIM = 2**24  # bytes of tensors in memory between two calls that give freed memory back
 _ADVISE = getattr(os, "posix_fadvise", None)
-# This kernel or this pair of file systems does not copy from file to file.
-_NO_COPY = (errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EPERM, errno.EBADF)
+# This kernel or this pair of file systems does not copy from file to file; or, last, one of the disks fails: reading
+# and writing apart will tell which.
+_MISSING = (errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EPERM, errno.EBADF)
+_NO_COPY = (*_MISSING, errno.EIO)
 
 
 @dataclass
@@ -98,6 +102,27 @@ class Pipeline:
             chunk = data[at : at + STEP]
             write_all(target, chunk)
             self._written(target, len(chunk))
+
+    def stream(self, target: int, pieces: Iterable[memoryview], examined: Examined) -> int:
+        """Append a tensor that comes in pieces of whole elements to the open file `target`.
+
+        At most `QUEUED` pieces wait to be examined; each must not change before that.
+
+        Returns:
+            how many bytes it was.
+        """
+        waiting: queue.Queue[memoryview | None] = queue.Queue(QUEUED)
+        self._submit(0, _examine_queue, waiting, examined)
+        total = 0
+        try:
+            for data in pieces:
+                waiting.put(data)
+                write_all(target, data)
+                self._written(target, len(data))
+                total += len(data)
+        finally:
+            waiting.put(None)
+        return total
 
     def drain(self) -> None:
         """Wait until everything that was written has been examined."""
@@ -184,6 +209,17 @@ def _examine(data: memoryview, examined: Examined) -> None:
         examined.take(data[at : at + BUFFER])
 
 
+def _examine_queue(waiting: queue.Queue[memoryview | None], examined: Examined) -> None:
+    """Until None comes, whatever happens: who fills the queue must not wait for ever."""
+    try:
+        while (data := waiting.get()) is not None:
+            _examine(data, examined)
+    except BaseException:
+        while waiting.get() is not None:
+            pass
+        raise
+
+
 def _copy_range(source: int, target: int, offset: int, count: int) -> int:
     """Copy inside the kernel; returns how many bytes, and 0 where it cannot or the source has ended."""
     if not hasattr(os, "copy_file_range"):
@@ -215,8 +251,7 @@ def _fill(fd: int, chunk: memoryview, offset: int, source: StoredBytes) -> None:
                 break
             done += count
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise CheckpointError(f"Reading failed: {reason}.", where=str(source.path), remedy="Check the disk.") from error
+        raise unreadable(error, str(source.path)) from error
     if done < len(chunk):
         raise CheckpointError(
             "The file became shorter while it was read.",

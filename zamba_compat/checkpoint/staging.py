@@ -6,12 +6,13 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from hashlib import sha256
 from pathlib import Path
 from typing import BinaryIO
 
 from zamba_compat.errors import DestinationError
 
-from .files import open_regular, write_all
+from .files import open_regular, read_piece, write_all
 from .locking import WorkingDirectory
 from .signals import Terminated, interruptible, shielded
 from .swap import exchange, sync_directory
@@ -35,6 +36,7 @@ class Staging:
     Attributes:
         destination: its real path.
         path: the directory to fill, on the same file system; exists inside the `with` block.
+        files: name -> (bytes, sha256 in hex) of what `write` and `copy` made.
     """
 
     def __init__(self, destination: str | os.PathLike[str], *, overwrite: bool, sources: Sequence[Path]) -> None:
@@ -50,6 +52,7 @@ class Staging:
         self._working = WorkingDirectory(self.destination)
         self.path = self._working.path / "new"
         self._old = self._working.path / "old"
+        self.files: dict[str, tuple[int, str]] = {}
         self._exit = ExitStack()
 
     def __enter__(self) -> Staging:
@@ -98,20 +101,27 @@ class Staging:
 
     def write(self, name: str, data: bytes | str) -> None:
         """Write a small file; text as UTF-8. Raises DestinationError as `create`."""
+        data = data.encode() if isinstance(data, str) else data
         with self.create(name) as file:
-            write_all(file.fileno(), data.encode() if isinstance(data, str) else data)
+            write_all(file.fileno(), data)
+        self.files[name] = len(data), sha256(data).hexdigest()
 
     def copy(self, path: Path, name: str | None = None) -> None:
         """Copy a file's content, under its own name unless another is given.
 
         Raises:
             DestinationError: as `create`.
-            CheckpointError: `path` is no regular file.
+            CheckpointError: `path` is no regular file, or cannot be read.
         """
+        name = name or path.name
         source = open_regular(path, where=str(path))
-        with open(source, "rb", buffering=0), self.create(name or path.name) as file:
-            while part := os.read(source, _COPY):
+        size, digest = 0, sha256()
+        with open(source, "rb", buffering=0), self.create(name) as file:
+            while part := read_piece(source, _COPY, where=str(path)):
                 write_all(file.fileno(), part)
+                size += len(part)
+                digest.update(part)
+        self.files[name] = size, digest.hexdigest()
 
     def require(self, nbytes: int) -> None:
         """Refuse when the file system has less than `nbytes` free; the old content stays until the end.

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import re
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +53,7 @@ class Written:
         sha256: tensor -> hash of its bytes, hex.
         weight_map: tensor -> shard.
         shards: shard -> size of the file, bytes.
+        headers: shard -> hash of its header with the length before it, hex.
         total_size: of all tensors, bytes.
         nonfinite: the tensors that hold NaN or infinity.
     """
@@ -60,6 +62,7 @@ class Written:
     sha256: Mapping[str, str]
     weight_map: Mapping[str, str]
     shards: Mapping[str, int]
+    headers: Mapping[str, str]
     total_size: int
     nonfinite: tuple[str, ...]
 
@@ -183,6 +186,7 @@ def write_shards(
         sha256={output.name: examined[output.name].sha256.hexdigest() for output in outputs},
         weight_map=weight_map,
         shards=sizes,
+        headers={name: sha256(header).hexdigest() for name, (header, _) in zip(names, headers, strict=True)},
         total_size=total,
         nonfinite=tuple(output.name for output in outputs if not examined[output.name].is_finite),
     )
@@ -204,12 +208,27 @@ def _write(
                 raise _not_announced(output, f"{source.nbytes} bytes")
             pipeline.copy(fd, source, examined)
             return
+    if recipe.pieces is not None:
+        _stream(pipeline, fd, output, recipe.pieces(*map(read, recipe.sources)), examined)
+        return
     tensor = recipe.made(read)
     if from_torch(tensor.dtype) != output.dtype or tuple(tensor.shape) != output.shape:
         raise _not_announced(output, f"{tensor.dtype} {tuple(tensor.shape)}")
     pipeline.append(fd, _bytes_of(tensor), examined)
     if recipe.make is not None:
         pipeline.drain()  # so that no computed tensor is kept beside the next one
+
+
+def _stream(pipeline: Pipeline, fd: int, output: Output, pieces: Iterator[Tensor], examined: Examined) -> None:
+    def checked() -> Iterator[memoryview]:
+        for piece in pieces:
+            if from_torch(piece.dtype) != output.dtype:
+                raise _not_announced(output, str(piece.dtype))
+            yield _bytes_of(piece)
+
+    written = pipeline.stream(fd, checked(), examined)
+    if written != output.nbytes:
+        raise _not_announced(output, f"{written} bytes")
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:

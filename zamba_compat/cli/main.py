@@ -1,11 +1,17 @@
-"""zamba-compat COMMAND ...: finds the command's file and runs it; nothing else is imported."""
+"""zamba-compat COMMAND ...: finds the command's file and runs it; nothing else is imported.
+
+Every failure ends as one line on standard error that says what, where and the remedy (a table of copies that differ
+may follow it), and in an exit status of its own kind. --debug shows the traceback instead.
+"""
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from zamba_compat.errors import ZambaCompatError
 
@@ -14,30 +20,54 @@ COMMANDS = {
     "doctor": ("doctor", "what is installed, which adapters apply, whether Zamba2 is built right here"),
     "inspect": ("inspect", "what a checkpoint holds and whether it is whole; how far two lie apart"),
     "convert-checkpoint": ("convert", "a checkpoint from any layout to another"),
+    "merge": ("merge", "checkpoints by mergekit's configuration, shared blocks understood"),
     "quantize": ("quantize", "a checkpoint with bitsandbytes, without building the model"),
     "generate": ("generate", "text from a prompt, as it comes"),
     "chat": ("chat", "a conversation, through the model's chat template"),
     "batch": ("batch", "answers to a JSONL file of prompts, resumed where it was interrupted"),
     "evaluate": ("evaluate", "perplexity and questions, several models side by side"),
     "run": ("run", "any program with the adapters armed"),
+    "verify": ("verify", "that a checkpoint is, to the last byte, what was written"),
 }
 
-EXIT_OK, EXIT_FAULT, EXIT_USAGE, EXIT_ERROR = 0, 1, 2, 3
+EXIT_OK, EXIT_FAULT, EXIT_USAGE, EXIT_ERROR, EXIT_BUG = 0, 1, 2, 3, 4
+EXIT_INTERRUPTED, EXIT_PIPE = 130, 141  # 128 + SIGINT, 128 + SIGPIPE, as a shell has them
+EPILOG = (
+    "exit status: 0 done; 1 a fault was found; 2 wrong usage; 3 an error: the message says what, where and the remedy; "
+    "4 a fault in this package; 130, 143 and 129 stopped by SIGINT, SIGTERM and SIGHUP, with nothing left half done; "
+    "141 nobody reads the output"
+)
+
+
+class Parser(argparse.ArgumentParser):
+    """Suggests the commands that are spelled nearly like an unknown one."""
+
+    def error(self, message: str) -> NoReturn:
+        import difflib
+        import re
+
+        unknown = re.match(r"argument COMMAND: invalid choice: '([^']*)'", message)
+        if unknown:
+            near = [name for name in COMMANDS if unknown[1] and name.startswith(unknown[1])]
+            near = near or difflib.get_close_matches(unknown[1], COMMANDS, n=2, cutoff=0.5)
+            hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(COMMANDS)}"
+            message = f"{unknown[1]!r} is no command; {hint}"
+        super().error(message)
 
 
 def parser() -> argparse.ArgumentParser:
     from zamba_compat import __version__
 
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="zamba-compat",
         description="Zamba2 checkpoints that load, compute and save right in every transformers release.",
-        epilog="exit status: 0 done, 1 a fault was found, 2 wrong usage, 3 an error, 130 interrupted",
+        epilog=EPILOG,
     )
     top.add_argument("--version", action="version", version=f"zamba-compat {__version__}")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, (file, summary) in COMMANDS.items():
         module = importlib.import_module(f"zamba_compat.cli.{file}")
-        sub = commands.add_parser(name, help=summary, description=module.__doc__)
+        sub = commands.add_parser(name, help=summary, description=module.__doc__, epilog=EPILOG)
         sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
         module.add_arguments(sub)
         sub.set_defaults(run=module.run)
@@ -46,16 +76,63 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status."""
-    options = parser().parse_args(argv)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a name that the terminal's encoding lacks is shown, not a reason to fail
+            stream.reconfigure(errors="backslashreplace")
+    options = argparse.Namespace(command="", debug=False)
     try:
-        return int(options.run(options))
-    except ZambaCompatError as error:
+        parser().parse_args(argv, options)
+        status = int(options.run(options))
+        sys.stdout.flush()  # while a reader that has gone can still be noticed
+        return status
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        return _nobody_reads()
+    except Exception as error:
         if options.debug:
             raise
-        print(f"zamba-compat {options.command}: {error}", file=sys.stderr)
-        return EXIT_ERROR
-    except KeyboardInterrupt:
-        return 130
+        status, message = _explained(error)
+        try:
+            print(f"zamba-compat {options.command}: {message}", file=sys.stderr)
+        except BrokenPipeError:
+            return _nobody_reads()
+        return status
+
+
+def _explained(error: Exception) -> tuple[int, str]:
+    """The exit status for an error, and the line that says what, where and the remedy."""
+    if isinstance(error, ZambaCompatError):
+        return EXIT_ERROR, str(error)
+    if _is_out_of_memory(error):
+        remedy = "Close other programs, or use a machine with more; --dry-run says about how much is needed."
+        return EXIT_ERROR, f"Out of memory; what was there before is unchanged. {remedy}"
+    detail = " ".join(f"{type(error).__name__}: {error}".split())
+    if len(detail) > 300:
+        detail = detail[:300] + "..."
+    return EXIT_BUG, (
+        f"This is a fault in zamba_compat, not in what it was given ({detail}). "
+        "Run it again with --debug to see the traceback, and report it with that."
+    )
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Also of torch, which raises RuntimeError."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error).lower()
+    )
+
+
+def _nobody_reads() -> int:
+    """End quietly: what is still buffered goes nowhere, so that the interpreter's own flush cannot fail."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
+    return EXIT_PIPE
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from support.raw_files import snapshot
 from zamba_compat.checkpoint.dtypes import SIZES, from_torch, to_torch
 from zamba_compat.checkpoint.index import open_checkpoint
-from zamba_compat.checkpoint.manifest import write_manifest
+from zamba_compat.checkpoint.manifest import digest_of, write_manifest
 from zamba_compat.checkpoint.recipe import Recipe
 from zamba_compat.checkpoint.staging import Staging
 from zamba_compat.checkpoint.writer import (
@@ -279,7 +279,13 @@ def test_the_manifest(tmp_path: Path) -> None:
         return json.loads((destination / "zamba_compat_manifest.json").read_text())
 
     manifest = run(tmp_path / "d", list(tensors))
-    assert manifest["format_version"] == 1
+    assert manifest["format_version"] == 2 and manifest["digest"] == digest_of(manifest)
+    assert digest_of(manifest | {"sources": []}) != manifest["digest"]
+    index = (tmp_path / "d" / "model.safetensors.index.json").read_bytes()
+    assert manifest["files"] == {
+        "model.safetensors.index.json": {"size": len(index), "sha256": hashlib.sha256(index).hexdigest()}
+    }
+    assert manifest["headers"].keys() == manifest["shards"].keys()
     assert manifest["package"]["name"] == "zamba_compat"
     assert manifest["sources"] == [{"name": "x"}]
     assert manifest["options"] == {"layout": "hub"}

@@ -1,0 +1,1 @@
+"""Whatever bytes a file has, a reader either reads it or raises an error of this package."""
