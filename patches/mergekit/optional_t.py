@@ -16,26 +16,17 @@ from typing import Any
 from zamba_compat.adapters import Adapter, Patch
 
 
-def _has_t(planner: Any, weight: Any, cfg_reader: Any) -> bool:
-    from mergekit.config import evaluate_setting
-
-    for settings in cfg_reader.parameter_sources(None):
-        if settings is not None and "t" in settings:
-            value = evaluate_setting(weight.name, settings["t"], cfg_reader.t, validate=lambda value: value)
-            if value is not None:
-                return True
-    return False
-
-
 def keep_base(original: Any) -> Any:
     def plan_tensor(self: Any, weight: Any, weights_in: Any, models: Any, cfg_reader: Any) -> None:
+        from zamba_compat.mergekit.presence import has_t
+
         # After the last layer there is one weight for each source of the first slice, and a model for each of the last.
         weights_in = [*weights_in, *[weight] * (len(models) - len(weights_in))]
         kept = None
         if self._method.spec.name == "slerp":
             if len(models) == 1:
                 (kept,) = models
-            elif cfg_reader.base_model in models and not _has_t(self, weight, cfg_reader):
+            elif cfg_reader.base_model in models and not has_t(weight.name, cfg_reader):
                 kept = cfg_reader.base_model
         if kept is None:
             original(self, weight, weights_in, models, cfg_reader)
