@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 from zamba_compat.checkpoint.dtypes import from_torch
 from zamba_compat.checkpoint.files import write_all
@@ -23,12 +23,20 @@ from zamba_compat.errors import CheckpointError
 from zamba_compat.sharing import SharingMap
 
 if TYPE_CHECKING:
-    from zamba_compat.checkpoint.index import Checkpoint
+    from torch import Tensor
+
     from zamba_compat.checkpoint.layouts import Contents
     from zamba_compat.checkpoint.report import Options
 
 _SCRATCH = ".quantized"
 Find = Callable[[str], "StoredBytes | None"]
+
+
+class Stored(Protocol):
+    """Where tensors are read from: a checkpoint, or several."""
+
+    def read(self, name: str) -> Tensor: ...
+    def stored_bytes(self, name: str) -> StoredBytes | None: ...
 
 
 @dataclass(frozen=True)
@@ -117,7 +125,7 @@ def plan(
 def quantized(
     outputs: tuple[Output, ...],
     quantization: Quantization | None,
-    checkpoint: Checkpoint,
+    checkpoint: Stored,
     staging: Staging,
     progress: Progress | None = None,
 ) -> Iterator[tuple[tuple[Output, ...], Find]]:
@@ -182,7 +190,7 @@ def _scratch(staging: Staging) -> Iterator[tuple[BinaryIO, Path]]:
 
 
 def _quantize(
-    output: Output, method: Method, checkpoint: Checkpoint, file: BinaryIO, path: Path
+    output: Output, method: Method, checkpoint: Stored, file: BinaryIO, path: Path
 ) -> Iterator[tuple[Output, StoredBytes]]:
     import torch
 

@@ -6,9 +6,10 @@ import ctypes
 import errno
 import hashlib
 import os
+import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +24,7 @@ BUFFER = 2**20  # bytes read at once; still in the processor's cache when they a
 STEP = 2**24  # bytes copied at once
 AHEAD = 2**28  # bytes that are copied and not examined yet: the examiners shall find them in the page cache
 EXAMINERS = 2
+QUEUED = 8  # pieces of a computed tensor that are written and not examined yet
 WORKING_MEMORY = (1 + EXAMINERS) * BUFFER + 2**25  # bytes of anonymous memory, tensors that are computed not counted
 _FLUSH = 2**25  # bytes between two calls that send what is written on its way to the disk
 _TRIM = 2**24  # bytes of tensors in memory between two calls that give freed memory back
@@ -98,6 +100,27 @@ class Pipeline:
             chunk = data[at : at + STEP]
             write_all(target, chunk)
             self._written(target, len(chunk))
+
+    def stream(self, target: int, pieces: Iterable[memoryview], examined: Examined) -> int:
+        """Append a tensor that comes in pieces of whole elements to the open file `target`.
+
+        At most `QUEUED` pieces wait to be examined; each must not change before that.
+
+        Returns:
+            how many bytes it was.
+        """
+        waiting: queue.Queue[memoryview | None] = queue.Queue(QUEUED)
+        self._submit(0, _examine_queue, waiting, examined)
+        total = 0
+        try:
+            for data in pieces:
+                waiting.put(data)
+                write_all(target, data)
+                self._written(target, len(data))
+                total += len(data)
+        finally:
+            waiting.put(None)
+        return total
 
     def drain(self) -> None:
         """Wait until everything that was written has been examined."""
@@ -182,6 +205,17 @@ def _give_back_memory() -> None:
 def _examine(data: memoryview, examined: Examined) -> None:
     for at in range(0, len(data), BUFFER):
         examined.take(data[at : at + BUFFER])
+
+
+def _examine_queue(waiting: queue.Queue[memoryview | None], examined: Examined) -> None:
+    """Until None comes, whatever happens: who fills the queue must not wait for ever."""
+    try:
+        while (data := waiting.get()) is not None:
+            _examine(data, examined)
+    except BaseException:
+        while waiting.get() is not None:
+            pass
+        raise
 
 
 def _copy_range(source: int, target: int, offset: int, count: int) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,12 +19,15 @@ class Recipe:
         make: a pure function of the source tensors; None copies the only source bit for bit.
         shape: of the result; None means that of the single source.
         dtype: of the result, in the words of safetensors ("BF16", "F32"); None means that of the single source.
+        pieces: the same tensor as `make` gives, flat and piece by piece, so that it need not be held whole; None where
+            there is only `make`.
     """
 
     sources: tuple[str, ...]
     make: Callable[..., Tensor] | None = None
     shape: tuple[int, ...] | None = None
     dtype: str | None = None
+    pieces: Callable[..., Iterator[Tensor]] | None = None
 
     def __post_init__(self) -> None:
         if self.make is None and len(self.sources) != 1:

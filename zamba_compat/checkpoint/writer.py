@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -204,12 +204,27 @@ def _write(
                 raise _not_announced(output, f"{source.nbytes} bytes")
             pipeline.copy(fd, source, examined)
             return
+    if recipe.pieces is not None:
+        _stream(pipeline, fd, output, recipe.pieces(*map(read, recipe.sources)), examined)
+        return
     tensor = recipe.made(read)
     if from_torch(tensor.dtype) != output.dtype or tuple(tensor.shape) != output.shape:
         raise _not_announced(output, f"{tensor.dtype} {tuple(tensor.shape)}")
     pipeline.append(fd, _bytes_of(tensor), examined)
     if recipe.make is not None:
         pipeline.drain()  # so that no computed tensor is kept beside the next one
+
+
+def _stream(pipeline: Pipeline, fd: int, output: Output, pieces: Iterator[Tensor], examined: Examined) -> None:
+    def checked() -> Iterator[memoryview]:
+        for piece in pieces:
+            if from_torch(piece.dtype) != output.dtype:
+                raise _not_announced(output, str(piece.dtype))
+            yield _bytes_of(piece)
+
+    written = pipeline.stream(fd, checked(), examined)
+    if written != output.nbytes:
+        raise _not_announced(output, f"{written} bytes")
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:

@@ -14,6 +14,7 @@ COMMANDS = {
     "doctor": ("doctor", "what is installed, which adapters apply, whether Zamba2 is built right here"),
     "inspect": ("inspect", "what a checkpoint holds and whether it is whole; how far two lie apart"),
     "convert-checkpoint": ("convert", "a checkpoint from any layout to another"),
+    "merge": ("merge", "checkpoints by mergekit's configuration, shared blocks understood"),
     "quantize": ("quantize", "a checkpoint with bitsandbytes, without building the model"),
 }
 

@@ -1,0 +1,119 @@
+"""Merge checkpoints by a configuration of mergekit, which is read unchanged.
+
+A tensor of a shared block gets the mean of what the configuration says at the layers that use the block, an adapter
+what it says at its own position's layer (shared: mean, first, middle or separate). DST appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import TYPE_CHECKING
+
+from .convert import CHOICES, DTYPES, METHODS, bar
+
+if TYPE_CHECKING:
+    from zamba_compat.merging.report import Group, MergeReport
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("config", metavar="CONFIG", help="a YAML file as mergekit reads it")
+    add("destination", metavar="DST", help="the directory to make")
+    add("--explain", action="store_true", help="print what every kind of tensor gets, layer by layer")
+    add("--dry-run", action="store_true", help="check and decide, print the plan, write nothing")
+    add("--dtype", choices=DTYPES, help="of every floating-point tensor (default: the configuration's, or the base's)")
+    add("--max-shard-size", default="5GB", metavar="SIZE", help="bytes of tensors per file (default: %(default)s)")
+    add(
+        "--resolve",
+        choices=CHOICES,
+        help="a parent's copies of a shared tensor that differ, as in convert-checkpoint (default: the configuration's "
+        "resolve, or they are refused)",
+    )
+    add("--quantize", choices=METHODS, help="the linear weights of the layers, with bitsandbytes")
+    add("--double-quant", action="store_true", help="quantize the absmaxes of 4-bit blocks too")
+    add(
+        "--compute-dtype", choices=DTYPES, help="of products with 4-bit weights, for config.json (default: the model's)"
+    )
+    add("--keep-shared-16bit", action="store_true", help="leave the shared blocks unquantized")
+    add("--overwrite", action="store_true", help="replace a destination that is not empty, at the very end")
+    add("--allow-unknown", action="store_true", help="copy the base's tensors that are no part of the model")
+    add("--allow-pickle", action="store_true", help="read .bin and .pt files (tensors only, no code is run)")
+    add("--json", action="store_true", help="the report as JSON")
+    add("-q", "--quiet", action="store_true", help="no progress and no report, only errors")
+
+
+def run(options: argparse.Namespace) -> int:
+    from zamba_compat.merge import MergeOptions, merge
+
+    report = merge(
+        options.config,
+        options.destination,
+        MergeOptions(
+            dry_run=options.dry_run,
+            max_shard_size=options.max_shard_size,
+            dtype=options.dtype,
+            overwrite=options.overwrite,
+            allow_pickle=options.allow_pickle,
+            allow_unknown=options.allow_unknown,
+            resolve=options.resolve,
+            quantize=options.quantize,
+            double_quant=options.double_quant,
+            compute_dtype=options.compute_dtype,
+            keep_shared_16bit=options.keep_shared_16bit,
+        ),
+        progress=None if options.quiet or not sys.stderr.isatty() else bar,
+    )
+    if options.json:
+        print(json.dumps(report.as_dict(), indent=2))
+    elif not options.quiet:
+        print(text(report, explain=options.explain))
+    return 0
+
+
+def text(report: MergeReport, *, explain: bool = False) -> str:
+    """What was done, for a person."""
+    done = "written" if report.written else "planned, nothing is written"
+    models = (f"{model} ({layout})" if (layout := report.layouts[model]) else model for model in report.models)
+    lines = [
+        f"{' + '.join(models)} -> {report.destination}: {done}",
+        f"  method       {report.method}, base {report.base_model}, shared: {report.shared}",
+        f"  tensors      {report.tensors} written; {report.merged} computed, {report.copied} copied bit for bit",
+        f"  bytes        {report.bytes:,} in {len(report.shards)} shards",
+        f"  peak memory  about {report.peak_memory / 1e6:,.0f} MB beyond the libraries and mapped files",
+        f"  tokenizer    {report.tokenizer_of or 'none'}",
+    ]
+    if report.kept:
+        lines.append(f"  the base's   {len(report.kept)} tensors that no setting applies to, {report.kept[0]} first")
+    for what, found in report.fallbacks.items():
+        lines.append(f"  {what:<12} {sum(found.values())} vectors in {len(found)} tensors, {next(iter(found))} first")
+    if explain:
+        lines += table(report.groups)
+    lines += [f"  warning: {warning}" for warning in report.warnings]
+    return "\n".join(lines)
+
+
+def table(groups: tuple[Group, ...]) -> list[str]:
+    """One line per kind of tensor and value."""
+    width = max(len(group.kind) for group in groups)
+    lines = []
+    for group in groups:
+        if group.values is None:
+            said = "the base's, nothing is said"
+        else:
+            said = ", ".join(f"{model} {value:.6g}" for model, value in group.values.items()) or "the base's"
+        where = f"layers {spans(group.layers)}" if group.layers else "outside of the layers"
+        lines.append(f"  {group.kind:<{width}}  {where}{', shared' if group.shared else ''}: {said}")
+    return lines
+
+
+def spans(layers: tuple[int, ...]) -> str:
+    """Layers as ranges: "0-4 6 8-9"."""
+    found: list[list[int]] = []
+    for layer in layers:
+        if found and found[-1][1] == layer - 1:
+            found[-1][1] = layer
+        else:
+            found.append([layer, layer])
+    return " ".join(f"{a}" if a == b else f"{a}-{b}" for a, b in found)

@@ -1,0 +1,136 @@
+"""What a merge is asked for beside its configuration, and what it did."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from zamba_compat.checkpoint.components import kind_of
+from zamba_compat.checkpoint.report import Options
+
+from .plan import Decision
+
+
+@dataclass(frozen=True)
+class MergeOptions:
+    """How to merge.
+
+    Attributes:
+        dry_run: check and decide, and write nothing.
+        max_shard_size: bytes of tensors per file, such as "5GB" (of 10**9 bytes).
+        dtype: "float32", "bfloat16" or "float16" for every floating-point tensor; None takes out_dtype or dtype of the
+            configuration, and without these the base's.
+        overwrite: replace a destination that is not empty.
+        allow_pickle: read .bin and .pt files, with torch.load(weights_only=True).
+        allow_unknown: copy the base's tensors that are no part of the model.
+        resolve: what becomes of a parent's copies that differ, see `checkpoint.resolve`; None takes `resolve` of the
+            configuration.
+        quantize: "nf4", "fp4" or "int8" for the linear weights of the layers, by bitsandbytes.
+        double_quant: quantize the absmaxes too; 4 bits only.
+        compute_dtype: that config.json names for products with 4-bit weights; None is the model's dtype.
+        keep_shared_16bit: leave the shared blocks unquantized.
+    """
+
+    dry_run: bool = False
+    max_shard_size: str = "5GB"
+    dtype: str | None = None
+    overwrite: bool = False
+    allow_pickle: bool = False
+    allow_unknown: bool = False
+    resolve: str | None = None
+    quantize: str | None = None
+    double_quant: bool = False
+    compute_dtype: str | None = None
+    keep_shared_16bit: bool = False
+
+    def __post_init__(self) -> None:
+        self.as_conversion()
+
+    def as_conversion(self) -> Options:
+        """The same of a conversion to the hub layout, which checks them too (CheckpointError)."""
+        own = dataclasses.asdict(self)
+        return Options(**{**own, "resolve": own["resolve"] or "error"})
+
+
+@dataclass(frozen=True)
+class Group:
+    """Tensors of one kind that get the same.
+
+    Attributes:
+        kind: their name without the layer and without an adapter's number.
+        layers: that use them; () outside of the layers.
+        shared: whether each of them is one tensor of several layers.
+        values: model -> t (slerp) or weight; None where nothing is said of them and they stay the base's.
+        tensors: how many there are.
+    """
+
+    kind: str
+    layers: tuple[int, ...]
+    shared: bool
+    values: Mapping[str, float] | None
+    tensors: int
+
+
+@dataclass(frozen=True)
+class MergeReport:
+    """What a merge did, or would do.
+
+    Attributes:
+        destination: as given.
+        method, base_model, models: of the configuration, the base first among the models.
+        shared: the rule for shared tensors.
+        options: what was asked for.
+        written: False after a dry run.
+        layouts: model -> the layout it is stored in; "" for an architecture that is not Zamba's.
+        tensors, bytes: in the output.
+        merged, copied: how many tensors are computed, and how many are one parent's bit for bit.
+        kept: tensors of which the configuration says nothing, and that stay the base's.
+        groups: what each kind of tensor gets, by layers.
+        fallbacks: "near-parallel" or "zero" -> tensor -> how many vectors were added linearly or have no length; empty
+            after a dry run.
+        tokenizer_of: the model whose tokenizer goes with the result.
+        shards: files with tensors -> bytes of tensors in them.
+        peak_memory: estimate of the anonymous memory needed beyond the libraries', bytes; mapped files are not in it.
+        warnings: what a person should hear.
+    """
+
+    destination: str
+    method: str
+    base_model: str
+    models: tuple[str, ...]
+    shared: str
+    options: MergeOptions
+    written: bool
+    layouts: Mapping[str, str]
+    tensors: int
+    bytes: int
+    merged: int
+    copied: int
+    kept: tuple[str, ...]
+    groups: tuple[Group, ...]
+    fallbacks: Mapping[str, Mapping[str, int]]
+    tokenizer_of: str | None
+    shards: Mapping[str, int]
+    peak_memory: int
+    warnings: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return dataclasses.asdict(self)
+
+
+def grouped(decisions: Sequence[Decision]) -> tuple[Group, ...]:
+    """The decisions put together where tensors of one kind get the same."""
+    groups: dict[Any, tuple[list[int], int]] = {}
+    for decision in decisions:
+        shared = len(decision.layers) > 1
+        values = None if decision.values is None else tuple(decision.values.items())
+        key = (kind_of(decision.name), shared, decision.layers if shared else (), values)
+        layers, count = groups.setdefault(key, ([], 0))
+        groups[key] = (sorted({*layers, *decision.layers}), count + 1)
+    return tuple(
+        Group(kind, tuple(layers), shared, None if values is None else dict(values), count)
+        for (kind, shared, _, values), (layers, count) in groups.items()
+    )
