@@ -26,6 +26,7 @@ from support.synthetic import (
     write_checkpoint,
 )
 from zamba_compat.errors import CheckpointError, ConfigError, DivergentCopiesError, MissingTensorError
+from zamba_compat.merge import merge
 from zamba_compat.sharing import SharingMap
 
 STUDY = Path(__file__).parents[2] / "fixtures" / "merges" / "study.yml"
@@ -98,6 +99,15 @@ def test_any_layout_gives_the_same_tensors(armed: bool, tmp_path: Path, layouts:
     found = run(slerp_of(*parents(tmp_path, config, *layouts), layers, T), tmp_path / "out")
     assert found.keys() == same.keys()
     assert all(torch.equal(found[key], same[key]) for key in same)
+
+
+def test_the_same_as_zamba_compat_merge(armed: bool, tmp_path: Path) -> None:
+    config = make_config("7B")
+    base, other = parents(tmp_path, config, "expanded", "split", dtype=torch.bfloat16)
+    words = slerp_of(base, other, config["num_hidden_layers"], T, dtype="bfloat16")
+    found = run(words, tmp_path / "out")
+    merge(words, tmp_path / "ours")
+    assert_merged(found, {key: tensor.double() for key, tensor in read(tmp_path / "ours").items()})
 
 
 @pytest.mark.parametrize("layouts", [("hub", "expanded"), ("expanded", "expanded")], ids="-x-".join)
