@@ -12,6 +12,7 @@ from __future__ import annotations
 from zamba_compat.adapters import Adapter
 
 from .bitsandbytes import carried_cpu_flag, cpu_packing, state_dtype, storage_cast
+from .mergekit import base_decides, one_parent_only, optional_t, shared_blocks
 from .peft import mamba_targets, tied_merge
 from .transformers import (
     block_order,
@@ -76,4 +77,9 @@ ADAPTERS: tuple[Adapter, ...] = (
     # Fine-tuning.
     mamba_targets.ADAPTER,
     *tied_merge.ADAPTERS,
+    # Merging. What SLERP keeps of the base alone is settled before parents are compared.
+    base_decides.ADAPTER,
+    one_parent_only.ADAPTER,
+    optional_t.ADAPTER,
+    shared_blocks.ADAPTER,
 )

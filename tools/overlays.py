@@ -27,7 +27,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from _matrix.releases import CI_RELEASES, PINS, RELEASES
+from _matrix.releases import CI_RELEASES, MERGEKIT, PINS, RELEASES
 
 ROOT = Path(__file__).resolve().parents[1]
 OVERLAYS = ROOT / ".overlays"
@@ -136,6 +136,15 @@ def overlay(version: str) -> tuple[Path, ...]:
         paths[name] = build(name, chosen[name])
         waiting += [(name, r) for r in requirements(paths[name], name)]
     return tuple(paths.values())
+
+
+def mergekit() -> tuple[Path, ...]:
+    """The folders to put on the path, so that mergekit's merges run beside the transformers of this environment.
+
+    Raises:
+        OverlayError: pip cannot install one of them.
+    """
+    return tuple(build(name, version) for name, version in MERGEKIT.items())
 
 
 def environment(paths: Iterable[Path], *more: Path) -> dict[str, str]:

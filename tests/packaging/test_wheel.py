@@ -136,7 +136,8 @@ def test_metadata(metadata: Message) -> None:
     assert metadata.get_all("Classifier") == project["classifiers"]
     assert metadata["Description-Content-Type"] == "text/markdown"
     assert str(metadata.get_payload()).strip() == (ROOT / "README.md").read_text(encoding="utf-8").strip()
-    assert set(metadata.get_all("Provides-Extra", [])) == {"dev", "eval", "finetune", "plot", "quant", "test"}
+    extras = {"dev", "eval", "finetune", "mergekit", "plot", "quant", "test"}
+    assert set(metadata.get_all("Provides-Extra", [])) == extras
 
 
 @pytest.mark.slow

@@ -27,3 +27,7 @@ PINS: dict[str, tuple[str, ...]] = {
     "urllib3": ("2.8.0",),
 }
 """Exact versions of what a release requires and the environment lacks; the newest that fits is taken."""
+
+MERGEKIT = {"mergekit": "0.1.5", "immutables": "0.21"}
+"""mergekit and what its merges import beside the environment's packages. The rest of what it requires (datasets, scipy,
+sentencepiece, protobuf: half a gigabyte) is for other commands of it."""

@@ -1,0 +1,1 @@
+"""Adapters for mergekit, one file per upstream defect."""
