@@ -2,27 +2,41 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from faults.arena import Arena
 from faults.commands import WRITING
-from faults.crashes import Bench, campaign
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks, namespaces and resource limits")
 KILLS = int(os.environ.get("ZAMBA_COMPAT_TEST_KILLS", "32"))  # per command and kind of destination
 
 
-@pytest.mark.parametrize("old", [False, True], ids=["nothing there", "an old one there"])
+ROOT = Path(__file__).parents[2]
+PATH = os.pathsep.join(str(ROOT / name) for name in (".", "tests", "tools"))
+
+
+@pytest.mark.parametrize("kind", ["nothing", "old"])
 @pytest.mark.parametrize("command", WRITING)
-def test_nothing_is_lost(command: str, old: bool, arena: Arena, capsys: pytest.CaptureFixture[str]) -> None:
-    bench = Bench(command, arena, old=old)
-    tally = campaign(bench, KILLS, seed=2 * WRITING.index(command) + old)
+def test_nothing_is_lost(command: str, kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    seed = 2 * WRITING.index(command) + (kind == "old")
+    done = subprocess.run(
+        [sys.executable, "-m", "faults.campaign", command, kind, str(KILLS), str(seed), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": PATH, "OMP_NUM_THREADS": "1"},
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
     with capsys.disabled():
-        print(f"\n{command}, {bench.duration * 1000:.0f} ms:", dict(tally.crashes), dict(tally.phases), tally.statuses)
-    assert not tally.lost, "\n".join(tally.lost)
-    assert sum(tally.crashes.values()) > KILLS
-    assert sum(tally.phases.values()) > KILLS / 3  # enough of them were alive when they were killed
-    assert len(tally.phases) >= 3
+        shown = (found[name] for name in ("crashes", "phases", "statuses"))
+        print(f"\n{command}, {kind} there, {found['duration'] * 1000:.0f} ms:", *shown)
+    assert not found["lost"], "\n".join(found["lost"])
+    assert sum(found["crashes"].values()) > KILLS
+    assert sum(found["phases"].values()) > KILLS / 3  # enough of them were alive when they were killed
+    assert len(found["phases"]) >= 3

@@ -1,7 +1,7 @@
 """Arm the adapters in an interpreter that `zamba-compat run` has started, or that one of its children has.
 
-Another sitecustomize that this one hides is run first. Where zamba_compat cannot be imported (another environment's
-Python), nothing happens.
+Another sitecustomize that this one hides is run afterwards. Where zamba_compat cannot be imported (in another
+environment's Python), nothing happens.
 """
 
 import contextlib
@@ -20,6 +20,6 @@ def _run_hidden() -> None:
         spec.loader.exec_module(module_from_spec(spec))
 
 
-_run_hidden()
 with contextlib.suppress(ImportError):
     import zamba_compat  # noqa: F401
+_run_hidden()  # last: it may fail, which Python reports and goes on

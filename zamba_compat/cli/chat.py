@@ -10,8 +10,12 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from zamba_compat.cli import inference
+
+if TYPE_CHECKING:
+    from zamba_compat.inference.generation import Generation
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,10 +33,11 @@ def run(options: argparse.Namespace) -> int:
     chat = Chat(load(options.model, how), sampling, options.system)
     if sys.stdin.isatty() and not options.quiet:
         print(HELP, file=sys.stderr)
-    answers, lines = [], _lines()
+    answers: list[Generation] = []
+    lines = _lines()
     while True:
         try:
-            answers += converse(chat, lines, (lambda text: None) if options.json else inference.say)
+            converse(chat, lines, (lambda text: None) if options.json else inference.say, answers)
             break
         except KeyboardInterrupt:  # an answer was stopped; at the prompt it ends the generator, and with it the loop
             print(flush=True)

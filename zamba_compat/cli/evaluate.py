@@ -18,13 +18,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("models", nargs="+", metavar="MODEL", help="checkpoints' directories, or hub ids in the local cache")
     add("--text", action="append", default=[], type=Path, metavar="FILE", help="a UTF-8 text; may be given again")
-    add(
-        "--questions",
-        nargs="?",
-        const="",
-        metavar="FILE",
-        help="ask the package's 20 questions, or those of a JSON file",
-    )
+    add("--questions", action="store_true", help="ask the package's 20 questions of arithmetic and logic")
+    add("--questions-file", type=Path, metavar="FILE", help="ask those of a JSON file")
     add("--window", type=int, default=512, metavar="N", help="tokens per forward (default: %(default)s)")
     add("--stride", type=int, metavar="N", help="tokens from one window to the next (default: the window)")
     add("--max-new-tokens", type=int, default=64, metavar="N", help="of an answer (default: %(default)s)")
@@ -39,7 +34,8 @@ def run(options: argparse.Namespace) -> int:
     from zamba_compat.inference.processes import rank
     from zamba_compat.inference.questions import SET, read_questions
 
-    asked = [] if options.questions is None else read_questions(Path(options.questions) if options.questions else SET)
+    asked = read_questions(SET) if options.questions else []
+    asked += [] if options.questions_file is None else read_questions(options.questions_file)
 
     def tell(model: str, what: str) -> None:
         if not options.quiet and sys.stderr.isatty() and not rank():
@@ -48,7 +44,7 @@ def run(options: argparse.Namespace) -> int:
     found = evaluate(
         options.models,
         how,
-        texts={path.name: read_text(path) for path in options.text},
+        texts={name: read_text(path) for name, path in _named(options.text).items()},
         questions=asked,
         window=options.window,
         stride=options.stride,
@@ -74,6 +70,12 @@ def run(options: argparse.Namespace) -> int:
                 file=sys.stderr,
             )
     return 0
+
+
+def _named(paths: list[Path]) -> dict[str, Path]:
+    """Texts by their file's name; by the path as given where two have one name."""
+    names = [path.name for path in paths]
+    return {path.name if names.count(path.name) == 1 else str(path): path for path in paths}
 
 
 def table(rows: list[tuple[str, ...]]) -> list[str]:

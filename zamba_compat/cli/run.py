@@ -83,7 +83,11 @@ def start(words: list[str]) -> None:
         sys.path.insert(0, os.path.dirname(os.path.abspath(path)))  # as python PATH does
         runpy.run_path(path, run_name="__main__")
         return
-    os.execv(path, [program, *arguments])
+    try:
+        os.execv(path, [program, *arguments])
+    except OSError as error:
+        remedy = "Give a program, a .py file, a console script, or -m MODULE."
+        raise ZambaCompatError(f"It cannot be run: {error.strerror}.", where=path, remedy=remedy) from error
 
 
 def _console_script(name: str) -> Callable[[], object] | None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zamba_compat.errors import CheckpointError
+from zamba_compat.errors import CheckpointError, DestinationError
 
 from .chatting import require_template, template_ids
 from .generation import Sampling, decode, encode, end_tokens
@@ -69,6 +69,8 @@ def read_requests(path: Path) -> tuple[list[Request], str]:
             found = json.loads(line)
         except ValueError as error:
             raise _refused(path, number, f"is no JSON: {error}") from error
+        if "\\ud" in line.decode("utf-8", "replace").lower() and not _is_text(found):
+            raise _refused(path, number, "holds half of a surrogate pair, which is no text")
         if not isinstance(found, dict) or (PROMPT in found) == (MESSAGES in found):
             raise _refused(path, number, f'has neither "{PROMPT}" nor "{MESSAGES}", or both')
         prompt, messages = found.get(PROMPT), found.get(MESSAGES)
@@ -107,9 +109,12 @@ def run_batch(
         CheckpointError: a line that is no request; messages for a model without chat template.
         DestinationError: see `Journal`.
     """
+    if output.exists() and output.samefile(source):
+        raise DestinationError("It is the input itself.", where=str(output), remedy="Choose another output.")
     requests, sha256 = read_requests(source)
     words = {**identity, "requests_sha256": sha256, "sampling": dataclasses.asdict(sampling)}
     start, tokens, device = time.perf_counter(), 0, "cpu"
+    early = load() if overwrite else None  # what is there goes only when there is a model to answer with
     with Journal(output, words, overwrite=overwrite) as journal:
         found = journal.done
         if found > len(requests):
@@ -117,7 +122,7 @@ def run_batch(
                 f"It has {found} answers, the input {len(requests)} requests.", where=str(output), remedy="--overwrite"
             )
         left = requests[found:]
-        loaded = load() if left else None
+        loaded = early or (load() if left else None)
         for at in range(0, len(left), batch_size):
             assert loaded is not None
             device = loaded.device
@@ -182,6 +187,15 @@ def _are_messages(value: object) -> bool:
         and bool(value)
         and all(isinstance(one, dict) and isinstance(one.get("content"), str) and "role" in one for one in value)
     )
+
+
+def _is_text(value: object) -> bool:
+    """Whether everything in it can be written as UTF-8."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _refused(path: Path, line: int, what: str) -> CheckpointError:

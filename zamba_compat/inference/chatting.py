@@ -52,13 +52,18 @@ class Chat:
         return [{"role": "system", "content": self.system}, *messages] if self.system else messages
 
 
-def converse(chat: Chat, lines: Iterable[str], write: Callable[[str], object]) -> list[Generation]:
+def converse(
+    chat: Chat, lines: Iterable[str], write: Callable[[str], object], answers: list[Generation] | None = None
+) -> list[Generation]:
     """Run a conversation: each line is a turn or a command, answers go to `write` as they come.
 
+    Args:
+        answers: gets every answer, also where the conversation is interrupted.
+
     Returns:
-        every answer, in order.
+        `answers`, or a list of its own.
     """
-    answers = []
+    answers = [] if answers is None else answers
     for line in lines:
         text = line.strip()
         command, _, rest = text.partition(" ")
@@ -73,7 +78,10 @@ def converse(chat: Chat, lines: Iterable[str], write: Callable[[str], object]) -
         elif command.startswith("/"):
             write(f"{HELP}\n")
         else:
-            answers.append(chat.ask(text, write))
+            try:
+                answers.append(chat.ask(text, write))
+            except CheckpointError as error:  # the conversation goes on: /reset is the remedy
+                write(f"({error})")
             write("\n")
     return answers
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from zamba_compat.checkpoint.swap import sync_directory
 from zamba_compat.errors import CheckpointError, DestinationError
 
 STATE = ".state.json"
@@ -58,6 +59,8 @@ class Journal:
                 self._state.unlink(missing_ok=True)
             self._check_state(empty=os.fstat(file.fileno()).st_size == 0)
             self.done = self._read(file)
+            with contextlib.suppress(OSError):  # a file system that syncs no directories
+                sync_directory(self.path.absolute().parent)
             self._file = file
             self._exit = stack.pop_all()
         return self

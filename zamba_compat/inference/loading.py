@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,6 +61,10 @@ def load(name: str, how: Loading | None = None) -> Loaded:
 
     how = how or Loading()
     seed(how.seed)
+    if not sys.stderr.isatty():
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
     device = device_of(how.device)
     words = _words(name, how, device)
     start = time.perf_counter()
@@ -119,9 +124,10 @@ def peak_memory(device: str) -> int:
         import torch
 
         return int(torch.cuda.max_memory_allocated(device))
-    import resource
-    import sys
-
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
 

@@ -22,8 +22,12 @@ def world_size() -> int:
 
 
 def local_device(device: str) -> str:
-    """One GPU for each process of a machine; other devices are left alone."""
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device in ("auto", "cuda") and world_size() > 1 else device
+    """One GPU for each process of a machine, where there are any; other devices are left alone."""
+    import torch
+
+    if device not in ("auto", "cuda") or world_size() == 1 or not torch.cuda.is_available():
+        return device
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
 
 
 @contextmanager

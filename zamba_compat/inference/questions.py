@@ -52,7 +52,7 @@ def read_questions(path: Path = SET) -> list[Question]:
     remedy = 'Give a JSON list of {"question": "...", "answer": "yes", "no" or a number}.'
     try:
         found: Any = json.loads(path.read_text(encoding="utf-8"))
-        questions = [Question(str(one["question"]), str(one["answer"])) for one in found]
+        questions = [Question(str(one["question"]), str(one["answer"]).replace(",", "")) for one in found]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise CheckpointError(f"It is no set of questions: {error!r}.", where=str(path), remedy=remedy) from error
     odd = [one.question for one in questions if not (_WORD.fullmatch(one.answer) or _NUMBER.fullmatch(one.answer))]

@@ -44,7 +44,8 @@ class Perplexity:
 def perplexity(loaded: Loaded, text: str, *, window: int = WINDOW, stride: int | None = None) -> Perplexity:
     """Negative log-likelihood of a text, window by window, summed in float64.
 
-    Each window begins with the tokenizer's begin token, where it has one. Without a stride the windows do not overlap.
+    Each window begins with the tokenizer's begin token, where it has one; where it has none, with the last token of the
+    window before, and the text's first token is not scored. Without a stride the windows do not overlap otherwise.
     With one, each window begins `stride` tokens after the last, and counts only the tokens that the last did not.
 
     Args:
@@ -60,7 +61,9 @@ def perplexity(loaded: Loaded, text: str, *, window: int = WINDOW, stride: int |
         raise CheckpointError(f"The stride is {stride}, the window {window}.", remedy="Take a stride of at most that.")
     tokens = loaded.tokenizer(text, add_special_tokens=False, return_tensors="pt", verbose=False).input_ids[0]
     begin = loaded.tokenizer.bos_token_id
-    spans = _spans(len(tokens), window, stride)
+    if begin is None:  # a window's first token is predicted from nothing: it is the last one of the window before
+        stride = min(stride, window - 1)
+    spans = _spans(len(tokens), window, stride, skipped=int(begin is None)) if stride else []
     if not spans or (begin is None and len(tokens) < 2):
         raise CheckpointError("The text has no tokens to score.", remedy="Give a longer text.")
 
@@ -71,9 +74,9 @@ def perplexity(loaded: Loaded, text: str, *, window: int = WINDOW, stride: int |
     return Perplexity(math.fsum(spread(spans, nats)), counted, len(text.encode()))
 
 
-def _spans(length: int, window: int, stride: int) -> list[tuple[int, int, int]]:
-    """(start, end, tokens at the end that count) of each window; every token counts once."""
-    spans, counted = [], 0
+def _spans(length: int, window: int, stride: int, skipped: int = 0) -> list[tuple[int, int, int]]:
+    """(start, end, tokens at the end that count) of each window; each token but the first `skipped` counts once."""
+    spans, counted = [], skipped
     for start in range(0, length, stride):
         end = min(start + window, length)
         if end > counted:

@@ -70,6 +70,18 @@ def test_exit_status(code: str, status: int, tmp_path: Path) -> None:
     assert "zamba-compat run:" not in done.stderr
 
 
+def test_a_hidden_sitecustomize_that_fails(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text("raise ImportError('broken')\n")
+    code = "import sys; print('zamba_compat' in sys.modules)"
+    assert run("--", "python", "-c", code, environment={"PYTHONPATH": str(tmp_path)}).stdout == "True\n"
+
+
+def test_no_program(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("x")
+    done = run("--", str(tmp_path / "notes.txt"))
+    assert done.returncode == 3 and "cannot be run" in done.stderr and "Traceback" not in done.stderr
+
+
 def test_console_script() -> None:
     done = run("--", "accelerate", "--help")
     assert done.returncode == 0 and "usage: accelerate" in done.stdout

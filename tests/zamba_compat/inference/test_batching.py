@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from zamba_compat.errors import CheckpointError
+from zamba_compat.errors import CheckpointError, DestinationError
 from zamba_compat.inference import batching
 from zamba_compat.inference.batching import answer, read_requests, run_batch
 from zamba_compat.inference.generation import Sampling, generate
@@ -87,11 +87,30 @@ def test_messages(tiny: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert json.loads((tmp_path / "out").read_text())["text"] == generate(tiny, "import ", SOME).text
 
 
+def test_nothing_is_overwritten_in_vain(tiny: Loaded, tmp_path: Path) -> None:
+    source = write(tmp_path / "in", [{"prompt": "x"}])
+    before = source.read_bytes()
+    (tmp_path / "link").symlink_to(source)
+    for out in (source, tmp_path / "link"):
+        with pytest.raises(DestinationError, match="is the input itself"):
+            run_batch(source, out, lambda: tiny, SOME, identity={}, overwrite=True)
+    assert source.read_bytes() == before
+    run_batch(source, tmp_path / "out", lambda: tiny, SOME, identity={})
+    before = (tmp_path / "out").read_bytes()
+
+    def absent() -> Loaded:
+        raise CheckpointError("no such model")
+
+    with pytest.raises(CheckpointError, match="no such model"):
+        run_batch(source, tmp_path / "out", absent, SOME, identity={}, overwrite=True)
+    assert (tmp_path / "out").read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("line", "words"),
     [("{", "is no JSON"), ("[]", "neither"), ('{"text": "a"}', "neither"), ('{"prompt": ""}', "that is no text"),
      ('{"prompt": 3}', "that is no text"), ('{"messages": []}', "no list of"), ('{"messages": ["a"]}', "no list of"),
-     ('{"prompt": "a", "messages": []}', "or both")],
+     ('{"prompt": "a", "messages": []}', "or both"), ('{"prompt": "a", "id": "\\ud800"}', "surrogate")],
 )  # fmt: skip
 def test_refused_lines(line: str, words: str, tmp_path: Path) -> None:
     (tmp_path / "in").write_text('{"prompt": "a"}\n\n' + line + "\n")

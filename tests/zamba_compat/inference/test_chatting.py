@@ -51,6 +51,13 @@ def test_commands(talker: Loaded) -> None:
     assert chat.system == "Speak French." and chat.messages == []
 
 
+def test_a_refused_turn_does_not_end_it(talker: Loaded) -> None:
+    written: list[str] = []
+    most = talker.model.config.max_position_embeddings
+    answers = converse(Chat(talker, FEW), ["a" * most, "hello"], written.append)
+    assert "/reset forgets it" in written[0] and len(answers) == 1
+
+
 def test_interrupted_turn_leaves_the_history(talker: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
     chat = Chat(talker, FEW)
     chat.ask("hello")

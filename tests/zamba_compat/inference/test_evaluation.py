@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import subprocess
 import sys
 import weakref
@@ -23,6 +24,20 @@ from .conftest import TINY
 BOTH = [str(TINY / "base"), str(TINY / "tuned")]
 TEXTS = {name: (TINY / f"text_{name}.txt").read_text(encoding="utf-8")[:1500] for name in ("base", "tuned")}
 ROOT = Path(__file__).parents[3]
+
+
+WATCH = """
+from pathlib import Path
+from zamba_compat.inference import processes
+
+def spread(items, work, spread=processes.spread):
+    def watched(item):
+        Path(__file__).with_name(f"rank{processes.rank()}of{processes.world_size()}").touch()
+        return work(item)
+    return spread(items, watched)
+
+processes.spread = spread
+"""
 
 
 def test_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,12 +75,17 @@ def test_nothing_to_judge_by() -> None:
 def test_two_processes_print_the_same_table(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text(TEXTS["base"])
     words = ["evaluate", BOTH[0], "--text", str(tmp_path / "text.txt"), "--window", "128", "--questions", "--json"]
-    words += ["--max-new-tokens", "3", "--device", "cpu"]
-    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    words += ["--max-new-tokens", "3"]
+    # Without --multi_gpu the launcher starts one process on a machine without GPUs.
+    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines=1", "--num_processes=2"]
+    env = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(tmp_path)}
+    # Which process works on what, written down by a sitecustomize: both must.
+    (tmp_path / "sitecustomize.py").write_text(WATCH)
     printed = []
     for command in (["-m", "zamba_compat"], ["-m", "zamba_compat", "run", "--", *launch, "-m", "zamba_compat"]):
-        done = subprocess.run([sys.executable, *command, *words], capture_output=True, text=True, cwd=ROOT)
+        done = subprocess.run([sys.executable, *command, *words], capture_output=True, text=True, cwd=ROOT, env=env)
         assert done.returncode == 0, done.stderr[-2000:]
         (model,) = json.loads(done.stdout)["models"]
         printed.append((model["perplexities"], model["answers"], model["correct"]))
     assert printed[0] == printed[1]
+    assert sorted(path.name for path in tmp_path.glob("rank*")) == ["rank0of1", "rank0of2", "rank1of2"]

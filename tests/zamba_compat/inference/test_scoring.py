@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -50,6 +51,16 @@ def test_a_stride_gives_more_context(tiny: Loaded) -> None:
     assert perplexity(tiny, TEXT, window=64, stride=64) == apart
 
 
+def uniform(loaded: Loaded) -> Loaded:
+    """A model that finds every token equally likely."""
+
+    def model(ids: Any, use_cache: bool) -> Any:
+        assert ids.shape[1] > 0
+        return SimpleNamespace(logits=torch.zeros(*ids.shape, 320))
+
+    return dataclasses.replace(loaded, model=model)
+
+
 def test_without_a_begin_token(tiny: Loaded) -> None:
     class Tokenizer:
         bos_token_id = None
@@ -64,8 +75,12 @@ def test_without_a_begin_token(tiny: Loaded) -> None:
         log_p = tiny.model(ids).logits[0, :-1].double().log_softmax(-1)
     assert found.tokens == 3
     assert found.nats == pytest.approx(-log_p.gather(1, ids[0, 1:, None]).sum().item(), rel=1e-6)
-    with pytest.raises(CheckpointError, match="no tokens to score"):
-        perplexity(without, "a")
+    for text, window in (("abcdefghij", 4), ("abcde", 4), ("abcdefgh", 3)):
+        assert perplexity(without, text, window=window).tokens == len(text) - 1
+        assert perplexity(uniform(without), text, window=window).per_token == pytest.approx(320)
+    for text, window in (("a", 4), ("abc", 1)):
+        with pytest.raises(CheckpointError, match="no tokens to score"):
+            perplexity(without, text, window=window)
 
 
 def test_refused(tiny: Loaded) -> None:
