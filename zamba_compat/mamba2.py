@@ -26,6 +26,7 @@ import torch.nn.functional as F  # noqa: TID253
 from torch import Tensor  # noqa: TID253
 
 from . import mamba2_inference as inference
+from .blocked import BLOCK, project
 
 # The result does not depend on the length of a chunk. Shorter than the usual 256 is faster on a CPU and takes
 # memory in proportion.
@@ -179,9 +180,35 @@ def mixer_forward(
         kept, lengths = kept.gather(1, order), kept.sum(1)
         hidden_states = _take(hidden_states, order)
 
-    inner, heads, groups = mixer.intermediate_size, mixer.num_heads, mixer.n_groups
-    bc_size = groups * mixer.ssm_state_size
-    gate, xbc, dt = mixer.in_proj(hidden_states).split([inner, inner + 2 * bc_size, heads], -1)
+    # Block by block where nothing is asked of padding, so that memory does not grow with what a block needs.
+    block = max(BLOCK // len(hidden_states), MAX_CHUNK)
+    if kept is not None or torch.is_grad_enabled() or not _known(hidden_states) or hidden_states.shape[1] <= block:
+        states = conv_state, ssm_state, kept, lengths, overwrite
+        output, conv_state, ssm_state = _mix(mixer, hidden_states, *states)
+        return (output if order is None else _take(output, order.argsort(dim=1))), conv_state, ssm_state
+    output = torch.empty_like(hidden_states)
+    for x, place in zip(hidden_states.split(block, 1), output.split(block, 1), strict=True):
+        part, conv_state, ssm_state = _mix(mixer, x, conv_state, ssm_state, None, None, overwrite)
+        place.copy_(part)
+        overwrite = True
+    assert conv_state is not None and ssm_state is not None
+    return output, conv_state, ssm_state
+
+
+def _mix(
+    mixer: Any,
+    hidden_states: Tensor,
+    conv_state: Tensor | None,
+    ssm_state: Tensor | None,
+    kept: Tensor | None,
+    lengths: Tensor | None,
+    overwrite: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`mixer_forward` for tokens in an order in which padding does no harm."""
+    inner, heads = mixer.intermediate_size, mixer.num_heads
+    bc_size = mixer.n_groups * mixer.ssm_state_size
+    projected = project(mixer.in_proj, hidden_states, "in_proj")
+    gate, xbc, dt = projected.split([inner, inner + 2 * bc_size, heads], -1)
     dtype = torch.promote_types(hidden_states.dtype, torch.float32)
     with _no_autocast(hidden_states.device.type), _loaded(mixer.conv1d):
         dt = F.softplus(dt.to(dtype) + mixer.dt_bias.to(dtype))
@@ -197,8 +224,7 @@ def mixer_forward(
             y = hidden_states.new_empty(gate.shape)
             states = conv_state, ssm_state, lengths, overwrite
             conv_state, ssm_state = _without_gradients(mixer, gate, xbc, dt, *states, out=y)
-    output = mixer.out_proj(y.to(hidden_states.dtype))
-    return (output if order is None else _take(output, order.argsort(dim=1))), conv_state, ssm_state
+    return mixer.out_proj(y.to(hidden_states.dtype)), conv_state, ssm_state
 
 
 def _with_gradients(

@@ -8,13 +8,14 @@ that are made once and that the caches hold: convolution, recurrence, gate and n
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch  # noqa: TID253
 import torch.nn.functional as F  # noqa: TID253
 from torch import Tensor  # noqa: TID253
+
+from .blocked import buffers, is_unwatched
 
 Finish = Callable[[Tensor, Tensor, Tensor], None]
 
@@ -29,26 +30,6 @@ class Weights(NamedTuple):
     bias: Tensor | None
     A: Tensor
     D: Tensor
-
-
-class Buffers(threading.local):
-    """Memory that is used again, by name, in one thread: 9 MB for the 1.2B shape."""
-
-    def __init__(self) -> None:
-        self._held: dict[tuple[Any, ...], Tensor] = {}
-
-    def take(self, name: str, like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
-        """A contiguous tensor of undefined content, valid until the name is taken again."""
-        count = math.prod(shape)
-        # An inference tensor cannot be written outside of inference mode.
-        key = name, like.device, dtype or like.dtype, torch.is_inference_mode_enabled()
-        held = self._held.get(key)
-        if held is None or held.numel() < count:
-            held = self._held[key] = torch.empty(count, dtype=dtype or like.dtype, device=like.device)
-        return held[:count].view(shape)
-
-
-_buffers = Buffers()
 
 
 def can_overwrite(tensor: Tensor) -> bool:
@@ -151,11 +132,11 @@ class _Window:
         """y of the next tokens, [length, channels], before the activation."""
         length, channels = xbc.shape
         taps, bias = self.taps, self.bias
-        inputs = _buffers.take("inputs", self.like, self.before + length, channels)
+        inputs = buffers.take("inputs", self.like, self.before + length, channels)
         inputs[: self.before] = self.tail
         inputs[self.before :] = xbc
         self.tail.copy_(inputs[length:])
-        y = _buffers.take("convolved", self.like, length, channels)
+        y = buffers.take("convolved", self.like, length, channels)
         if bias is None:
             torch.mul(inputs[:length], taps[0], out=y)
         else:
@@ -182,17 +163,17 @@ def _chunk(
     # As in mamba2.scan: exponents of the decay between two tokens, from differences of a wider type.
     elapsed = (dt * weights.A).T.to(torch.float64 if dt.device.type != "mps" else dt.dtype).cumsum(-1)
     total = elapsed[:, -1:]
-    between = _buffers.take("between", dt, heads, length, length, dtype=elapsed.dtype)
+    between = buffers.take("between", dt, heads, length, length, dtype=elapsed.dtype)
     torch.sub(elapsed[:, :, None], elapsed[:, None, :], out=between)
-    matrix = _buffers.take("matrix", dt, heads, length, length)
+    matrix = buffers.take("matrix", dt, heads, length, length)
     # exp is slow where it underflows, and infinite above the diagonal, which the scores make zero.
     matrix.copy_(between).clamp_(min=0.9 * math.log(torch.finfo(dt.dtype).tiny), max=0).exp_()
     matrix.view(groups, -1, length, length).mul_((c @ b.mT).tril_()[:, None])
     matrix.mul_(dt.T.contiguous()[:, None])
     matrix.diagonal(dim1=1, dim2=2).add_(weights.D[:, None])
-    within = torch.bmm(matrix, x.transpose(0, 1), out=_buffers.take("within", dt, heads, length, head_dim))
+    within = torch.bmm(matrix, x.transpose(0, 1), out=buffers.take("within", dt, heads, length, head_dim))
 
-    y = _buffers.take("y", dt, length, inner)
+    y = buffers.take("y", dt, length, inner)
     by_head = y.view(length, heads, head_dim)
     if goes_on:
         for g in range(groups):
@@ -202,7 +183,7 @@ def _chunk(
         by_head.copy_(within.transpose(0, 1))
 
     kept = (total - elapsed).exp().to(dt.dtype).T * dt
-    lasting = torch.mul(x, kept[..., None], out=_buffers.take("lasting", dt, length, heads, head_dim))
+    lasting = torch.mul(x, kept[..., None], out=buffers.take("lasting", dt, length, heads, head_dim))
     lasting = lasting.view(length, inner)
     if goes_on:
         state.mul_(total.exp().to(dt.dtype)[..., None])
@@ -217,8 +198,7 @@ def _chunk(
 
 def gated_norm(norm: Any) -> Finish:
     """What a mixer's norm does to y and gate, in place where it is transformers' own and nothing watches it."""
-    own = type(norm).__name__ == "Zamba2RMSNormGated" and "forward" not in vars(norm)
-    if not own or norm._forward_hooks or norm._forward_pre_hooks:
+    if type(norm).__name__ != "Zamba2RMSNormGated" or not is_unwatched(norm):
 
         def call(y: Tensor, gate: Tensor, out: Tensor) -> None:
             out.copy_(norm(y, gate))
@@ -226,7 +206,7 @@ def gated_norm(norm: Any) -> Finish:
         return call
 
     def apply(y: Tensor, gate: Tensor, out: Tensor) -> None:
-        gate = _buffers.take("gate", y, *gate.shape).copy_(gate)
+        gate = buffers.take("gate", y, *gate.shape).copy_(gate)
         grouped = y.mul_(F.silu(gate, inplace=True)).view(len(y), -1, norm.group_size)
         mean = torch.linalg.vector_norm(grouped, dim=-1, keepdim=True).square_().div_(norm.group_size)
         grouped.mul_(mean.add_(norm.variance_epsilon).rsqrt_())
