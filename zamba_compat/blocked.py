@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import torch  # noqa: TID253
@@ -52,7 +53,7 @@ def is_plain(module: nn.Module, x: Tensor) -> bool:
         and x.device.type == module.weight.device.type == "cpu"
         and is_unwatched(module)
         and not torch.is_grad_enabled()
-        and not torch.is_autocast_enabled("cpu")
+        and not _autocasts()
         and not torch.compiler.is_compiling()
     )
 
@@ -72,10 +73,10 @@ def is_plain_norm(module: nn.Module, x: Tensor) -> bool:
 def rms_norm(module: Any, x: Tensor) -> Tensor:
     """The forward pass of a Zamba2RMSNorm, with its roundings: in float32, rounded, then times the weight."""
     weight = module.weight
-    result = torch.empty(x.shape, dtype=torch.promote_types(weight.dtype, x.dtype))
+    result = x.new_empty(x.shape, dtype=torch.promote_types(weight.dtype, x.dtype))
     width = x.shape[-1]
     rows = x.reshape(-1, width)
-    for part, place in zip(rows.split(NORM_BLOCK), result.view(-1, width).split(NORM_BLOCK), strict=True):
+    for part, place in _blocks(NORM_BLOCK, rows, result.view(-1, width)):
         wide = buffers.take("norm", x, len(part), width, dtype=torch.float32)
         mean = torch.linalg.vector_norm(wide.copy_(part), dim=-1, keepdim=True).square_().div_(width)
         torch.mul(part_in(x.dtype, wide.mul_(mean.add_(module.variance_epsilon).rsqrt_())), weight, out=place)
@@ -85,6 +86,18 @@ def rms_norm(module: Any, x: Tensor) -> Tensor:
 def part_in(dtype: torch.dtype, wide: Tensor) -> Tensor:
     """A float32 buffer in another dtype, in a buffer of its own."""
     return wide if dtype == wide.dtype else buffers.take("rounded", wide, *wide.shape, dtype=dtype).copy_(wide)
+
+
+def _autocasts() -> bool:
+    if hasattr(torch, "get_autocast_dtype"):  # since PyTorch 2.4, when the question took a device
+        return torch.is_autocast_enabled("cpu")
+    return torch.is_autocast_cpu_enabled()
+
+
+def _blocks(length: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The same rows of several tensors at a time."""
+    for start in range(0, len(tensors[0]), length):
+        yield tuple(tensor[start : start + length] for tensor in tensors)
 
 
 def is_unwatched(module: nn.Module) -> bool:
@@ -98,21 +111,22 @@ def is_unwatched(module: nn.Module) -> bool:
     )
 
 
-def product(module: nn.Linear, x: Tensor, out: Tensor) -> Tensor:
+def product(module: Any, x: Tensor, out: Tensor) -> Tensor:
     """What a plain linear layer makes of x [rows, in_features], in `out` [rows, out_features]."""
     if module.bias is None:
-        return torch.mm(x, module.weight.T, out=out)
-    return torch.addmm(module.bias, x, module.weight.T, out=out)
+        torch.mm(x, module.weight.T, out=out)
+    else:
+        torch.addmm(module.bias, x, module.weight.T, out=out)
+    return out
 
 
-def project(module: nn.Module, x: Tensor, name: str) -> Tensor:
+def project(module: Any, x: Tensor, name: str) -> Tensor:
     """module(x); of a plain linear layer in the buffer `name`."""
     if not is_plain(module, x):
         result: Tensor = module(x)
         return result
-    assert isinstance(module, nn.Linear)
     rows = x.reshape(-1, x.shape[-1])
-    out = product(module, rows, buffers.take(name, x, len(rows), module.out_features))
+    out = product(module, rows, buffers.take(name, x, len(rows), len(module.weight)))
     return out.view(*x.shape[:-1], -1)
 
 
@@ -128,7 +142,7 @@ def mlp_forward(mlp: Any, hidden_state: Tensor, layer_idx: int) -> Tensor | None
         return None
     gate_up_proj, down_proj, down, up = linears
     result = rows.new_empty(rows.shape)
-    for x, place in zip(rows.split(BLOCK), result.split(BLOCK), strict=True):
+    for x, place in _blocks(BLOCK, rows, result):
         both = product(gate_up_proj, x, buffers.take("gate_up", x, len(x), gate_up_proj.out_features))
         both.addmm_(F.linear(x, down.weight), up.weight.T)
         gate, factor = both.chunk(2, -1)

@@ -187,9 +187,10 @@ def mixer_forward(
         output, conv_state, ssm_state = _mix(mixer, hidden_states, *states)
         return (output if order is None else _take(output, order.argsort(dim=1))), conv_state, ssm_state
     output = torch.empty_like(hidden_states)
-    for x, place in zip(hidden_states.split(block, 1), output.split(block, 1), strict=True):
-        part, conv_state, ssm_state = _mix(mixer, x, conv_state, ssm_state, None, None, overwrite)
-        place.copy_(part)
+    for start in range(0, hidden_states.shape[1], block):
+        here = slice(start, start + block)
+        states = conv_state, ssm_state, None, None, overwrite
+        output[:, here], conv_state, ssm_state = _mix(mixer, hidden_states[:, here], *states)
         overwrite = True
     assert conv_state is not None and ssm_state is not None
     return output, conv_state, ssm_state
@@ -208,7 +209,7 @@ def _mix(
     inner, heads = mixer.intermediate_size, mixer.num_heads
     bc_size = mixer.n_groups * mixer.ssm_state_size
     projected = project(mixer.in_proj, hidden_states, "in_proj")
-    gate, xbc, dt = projected.split([inner, inner + 2 * bc_size, heads], -1)
+    gate, xbc, dt = torch.split(projected, [inner, inner + 2 * bc_size, heads], -1)
     dtype = torch.promote_types(hidden_states.dtype, torch.float32)
     with _no_autocast(hidden_states.device.type), _loaded(mixer.conv1d):
         dt = F.softplus(dt.to(dtype) + mixer.dt_bias.to(dtype))

@@ -106,7 +106,7 @@ def _token(
     convolved = act(convolved if weights.bias is None else convolved.add_(weights.bias))
 
     batch, heads, head_dim, d_state = state.shape
-    x, b, c = convolved.split([heads * head_dim, groups * d_state, groups * d_state], -1)
+    x, b, c = torch.split(convolved, [heads * head_dim, groups * d_state, groups * d_state], -1)
     x, b, c = x.view(batch, heads, head_dim), b.view(batch, groups, 1, d_state), c.view(batch, groups, d_state, 1)
     state.mul_((dt * weights.A).exp_()[..., None, None])
     by_group = state.view(batch, groups, -1, d_state)
@@ -146,9 +146,7 @@ class _Window:
         return y
 
 
-def _chunk(
-    weights: Weights, convolved: Tensor, dt: Tensor, *, groups: int, state: Tensor, goes_on: bool
-) -> Tensor:
+def _chunk(weights: Weights, convolved: Tensor, dt: Tensor, *, groups: int, state: Tensor, goes_on: bool) -> Tensor:
     """One chunk of one row: y [length, inner]; the state [heads, head_dim, d_state] moves on.
 
     convolved: [length, channels]. dt: [length, heads]. Without goes_on the state's content does not count.

@@ -60,7 +60,7 @@ def _has_kernel() -> bool:
         return False
     has_tiles = getattr(torch.cpu, "_is_amx_tile_supported", None)
     return (
-        torch.backends.mkldnn.is_available()
+        torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
         and hasattr(torch._C, "_set_mkldnn_enabled")
         and has_tiles is not None
         and not has_tiles()
