@@ -16,6 +16,7 @@ from .mergekit import base_decides, one_parent_only, optional_t, shared_blocks
 from .peft import mamba_targets, tied_merge
 from .transformers import (
     block_order,
+    blocks_of_tokens,
     config_reading,
     config_writing,
     cpu_refused,
@@ -33,6 +34,7 @@ from .transformers import (
     saved_again,
     saved_once,
     shared_skipped,
+    single_token,
     tie_map,
     tied_keys,
     time_step_limit,
@@ -74,6 +76,9 @@ ADAPTERS: tuple[Adapter, ...] = (
     *plain_scan.ADAPTERS,
     hybrid_cache_reset.ADAPTER,
     embeddings_generation.ADAPTER,
+    # Speed.
+    single_token.ADAPTER,
+    blocks_of_tokens.ADAPTER,
     # Fine-tuning.
     mamba_targets.ADAPTER,
     *tied_merge.ADAPTERS,

@@ -18,11 +18,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch  # noqa: TID253
 import torch.nn.functional as F  # noqa: TID253
 from torch import Tensor  # noqa: TID253
+
+from . import mamba2_inference as inference
+from .blocked import BLOCK, project
 
 # The result does not depend on the length of a chunk. Shorter than the usual 256 is faster on a CPU and takes
 # memory in proportion.
@@ -120,17 +124,22 @@ def causal_conv(
     batch, seq, channels = x.shape
     taps = weight.shape[-1]
     earlier = x.new_zeros(batch, taps, channels) if state is None else state.mT.to(x)
-    inputs = torch.cat([earlier, x], 1)
-    if lengths is None:
-        last = inputs[:, -taps:]
-    else:
-        last = _take(inputs, lengths[:, None] + torch.arange(taps, device=x.device))
-    inputs = inputs[:, 1:].to(weight.dtype)
+    inputs = torch.cat([earlier, x], 1)[:, 1:].to(weight.dtype)
     kernel = weight[:, 0].T.contiguous()
     y = inputs[:, :seq] * kernel[0] if bias is None else torch.addcmul(bias, inputs[:, :seq], kernel[0])
     for k in range(1, taps):
         y = torch.addcmul(y, inputs[:, k : k + seq], kernel[k])
-    return y, last.mT.contiguous()
+    return y, last_inputs(x, taps, state, lengths=lengths)
+
+
+def last_inputs(x: Tensor, taps: int, state: Tensor | None, *, lengths: Tensor | None = None) -> Tensor:
+    """The state that `causal_conv` returns: [batch, channels, taps]."""
+    earlier = x.new_zeros(len(x), taps, x.shape[-1]) if state is None else state.mT.to(x)
+    if lengths is None:
+        last = torch.cat([earlier, x[:, -taps:]], 1)[:, -taps:]
+    else:
+        last = _take(torch.cat([earlier, x], 1), lengths[:, None] + torch.arange(taps, device=x.device))
+    return last.mT.contiguous()
 
 
 def time_step_limit(config: Any) -> tuple[float, float] | None:
@@ -146,6 +155,7 @@ def mixer_forward(
     conv_state: Tensor | None = None,
     ssm_state: Tensor | None = None,
     attention_mask: Tensor | None = None,
+    overwrite: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The forward pass of a Zamba2MambaMixer of any release, for one token or more, with a past or without.
 
@@ -155,6 +165,7 @@ def mixer_forward(
     attention_mask: [batch, at least seq], 0 for padding anywhere in the row; its last seq columns count, and
     a mask of another rank does not. Each row comes out as if its padding were not there; the output at
     padding means nothing.
+    overwrite: without gradients, the state after the last token may take the place of `ssm_state`.
     Returns the output, shaped and typed as hidden_states, and both states: the first in the dtype of the
     projection, the second in float32 (float64 where hidden_states is).
 
@@ -169,9 +180,36 @@ def mixer_forward(
         kept, lengths = kept.gather(1, order), kept.sum(1)
         hidden_states = _take(hidden_states, order)
 
-    inner, heads, groups = mixer.intermediate_size, mixer.num_heads, mixer.n_groups
-    bc_size = groups * mixer.ssm_state_size
-    gate, xbc, dt = mixer.in_proj(hidden_states).split([inner, inner + 2 * bc_size, heads], -1)
+    # Block by block where nothing is asked of padding, so that memory does not grow with what a block needs.
+    block = max(BLOCK // len(hidden_states), MAX_CHUNK)
+    if kept is not None or torch.is_grad_enabled() or not _known(hidden_states) or hidden_states.shape[1] <= block:
+        states = conv_state, ssm_state, kept, lengths, overwrite
+        output, conv_state, ssm_state = _mix(mixer, hidden_states, *states)
+        return (output if order is None else _take(output, order.argsort(dim=1))), conv_state, ssm_state
+    output = torch.empty_like(hidden_states)
+    for start in range(0, hidden_states.shape[1], block):
+        here = slice(start, start + block)
+        states = conv_state, ssm_state, None, None, overwrite
+        output[:, here], conv_state, ssm_state = _mix(mixer, hidden_states[:, here], *states)
+        overwrite = True
+    assert conv_state is not None and ssm_state is not None
+    return output, conv_state, ssm_state
+
+
+def _mix(
+    mixer: Any,
+    hidden_states: Tensor,
+    conv_state: Tensor | None,
+    ssm_state: Tensor | None,
+    kept: Tensor | None,
+    lengths: Tensor | None,
+    overwrite: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`mixer_forward` for tokens in an order in which padding does no harm."""
+    inner, heads = mixer.intermediate_size, mixer.num_heads
+    bc_size = mixer.n_groups * mixer.ssm_state_size
+    projected = project(mixer.in_proj, hidden_states, "in_proj")
+    gate, xbc, dt = torch.split(projected, [inner, inner + 2 * bc_size, heads], -1)
     dtype = torch.promote_types(hidden_states.dtype, torch.float32)
     with _no_autocast(hidden_states.device.type), _loaded(mixer.conv1d):
         dt = F.softplus(dt.to(dtype) + mixer.dt_bias.to(dtype))
@@ -181,27 +219,85 @@ def mixer_forward(
         if kept is not None:
             padding = ~kept[..., None]
             xbc, dt = xbc.masked_fill(padding, 0), dt.masked_fill(padding, 0)
-        bias = mixer.conv1d.bias
-        xbc, conv_state = causal_conv(
-            xbc,
-            mixer.conv1d.weight.to(dtype),
-            None if bias is None else bias.to(dtype),
-            conv_state,
-            lengths=lengths,
-        )
-        x, b, c = mixer.act(xbc).split([inner, bc_size, bc_size], -1)
-        x, b, c = x.unflatten(-1, (heads, -1)), b.unflatten(-1, (groups, -1)), c.unflatten(-1, (groups, -1))
-        a, d = -mixer.A_log.to(dtype).exp(), mixer.D.to(dtype)
-        if ssm_state is not None:
-            ssm_state = ssm_state.to(x)
-        if ssm_state is not None and x.shape[1] == 1:
-            y, ssm_state = step(x[:, 0], dt[:, 0], a, b[:, 0], c[:, 0], D=d, state=ssm_state)
+        if torch.is_grad_enabled() or not _known(xbc):
+            y, conv_state, ssm_state = _with_gradients(mixer, gate, xbc, dt, conv_state, ssm_state, lengths)
         else:
-            chunk_size = min(mixer.chunk_size, MAX_CHUNK)
-            y, ssm_state = scan(x, dt, a, b, c, D=d, state=ssm_state, chunk_size=chunk_size)
-        y = mixer.norm(y.reshape(*gate.shape), gate)
-    output = mixer.out_proj(y.to(hidden_states.dtype))
-    return (output if order is None else _take(output, order.argsort(dim=1))), conv_state, ssm_state
+            y = hidden_states.new_empty(gate.shape)
+            states = conv_state, ssm_state, lengths, overwrite
+            conv_state, ssm_state = _without_gradients(mixer, gate, xbc, dt, *states, out=y)
+    return mixer.out_proj(y.to(hidden_states.dtype)), conv_state, ssm_state
+
+
+def _with_gradients(
+    mixer: Any,
+    gate: Tensor,
+    xbc: Tensor,
+    dt: Tensor,
+    conv_state: Tensor | None,
+    ssm_state: Tensor | None,
+    lengths: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Everything between the projections, in the dtype of dt: y and both states."""
+    heads, groups = mixer.num_heads, mixer.n_groups
+    bc_size = groups * mixer.ssm_state_size
+    weight, bias, a, d = _parameters(mixer, dt.dtype)
+    xbc, conv_state = causal_conv(xbc, weight, bias, conv_state, lengths=lengths)
+    x, b, c = mixer.act(xbc).split([mixer.intermediate_size, bc_size, bc_size], -1)
+    x, b, c = x.unflatten(-1, (heads, -1)), b.unflatten(-1, (groups, -1)), c.unflatten(-1, (groups, -1))
+    if ssm_state is not None:
+        ssm_state = ssm_state.to(x)
+    if ssm_state is not None and x.shape[1] == 1:
+        y, ssm_state = step(x[:, 0], dt[:, 0], a, b[:, 0], c[:, 0], D=d, state=ssm_state)
+    else:
+        chunk_size = min(mixer.chunk_size, MAX_CHUNK)
+        y, ssm_state = scan(x, dt, a, b, c, D=d, state=ssm_state, chunk_size=chunk_size)
+    return mixer.norm(y.reshape(*gate.shape), gate), conv_state, ssm_state
+
+
+def _without_gradients(
+    mixer: Any,
+    gate: Tensor,
+    xbc: Tensor,
+    dt: Tensor,
+    conv_state: Tensor | None,
+    ssm_state: Tensor | None,
+    lengths: Tensor | None,
+    overwrite: bool,
+    *,
+    out: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """As `_with_gradients`, in place; y goes to `out`."""
+    weight, bias, a, d = _parameters(mixer, dt.dtype)
+    earlier, conv_state = conv_state, last_inputs(xbc, weight.shape[-1], conv_state, lengths=lengths)
+    if ssm_state is not None:
+        given, ssm_state = ssm_state, ssm_state.to(dt).contiguous()
+        if ssm_state is given and not (overwrite and inference.can_overwrite(given)):
+            ssm_state = given.clone()
+    ssm_state = inference.run(
+        inference.Weights(weight[:, 0], bias, a, d),
+        xbc,
+        gate,
+        dt,
+        groups=mixer.n_groups,
+        head_dim=mixer.intermediate_size // mixer.num_heads,
+        act=partial(F.silu, inplace=True) if isinstance(mixer.act, torch.nn.SiLU) else mixer.act,
+        finish=inference.gated_norm(mixer.norm),
+        earlier=earlier,
+        state=ssm_state,
+        out=out,
+        chunk_size=min(mixer.chunk_size, MAX_CHUNK),
+    )
+    return conv_state, ssm_state
+
+
+def _parameters(mixer: Any, dtype: torch.dtype) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+    """Weight and bias of the convolution, A and D.
+
+    Cast at every call: a copy kept from the last one would be out of date, unnoticed, after a write to `.data`.
+    """
+    bias = mixer.conv1d.bias
+    bias = None if bias is None else bias.to(dtype)
+    return mixer.conv1d.weight.to(dtype), bias, -mixer.A_log.to(dtype).exp(), mixer.D.to(dtype)
 
 
 def _wide(x: Tensor) -> torch.dtype:

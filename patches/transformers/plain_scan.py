@@ -81,7 +81,13 @@ def mixed(mixer: Any, hidden_states: Any, cache: Any, attention_mask: Any, read:
         # The cache is written in place, and the graph still needs what it held.
         ssm_state = ssm_state.clone()
     output, conv_state, ssm_state = mixer_forward(
-        mixer, hidden_states, conv_state=conv_state, ssm_state=ssm_state, attention_mask=attention_mask
+        mixer,
+        hidden_states,
+        conv_state=conv_state,
+        ssm_state=ssm_state,
+        attention_mask=attention_mask,
+        # Every release writes a cache in place.
+        overwrite=True,
     )
     if cache is not None:
         write(cache, mixer.layer_idx, conv_state, ssm_state)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from support import reference
+from zamba_compat.blocked import BLOCK
 from zamba_compat.mamba2 import MAX_CHUNK, causal_conv, mixer_forward, scan, step, time_step_limit
 
 HEADS, GROUPS, HEAD_DIM, D_STATE, TAPS, HIDDEN = 6, 2, 5, 3, 4, 8
@@ -401,3 +403,85 @@ def test_meta_tensors_have_shapes(mixer: Mixer) -> None:
     output, conv_state, ssm_state = mixer_forward(mixer, u, attention_mask=mask)
     assert output.shape == u.shape
     assert (conv_state.shape, ssm_state.shape) == ((2, CONV_DIM, TAPS), (2, HEADS, HEAD_DIM, D_STATE))
+
+
+@pytest.mark.parametrize("groups_of_rows", [1, 3])
+@pytest.mark.parametrize("cuts", [(), (1,), (8, 9, 17), (19, 20)])
+def test_without_gradients_the_same_in_place(mixer: Mixer, cuts: tuple[int, ...], groups_of_rows: int) -> None:
+    """Chunk by chunk, block by block and token by token; what a caller keeps stays, unless it may be overwritten."""
+    u = torch.randn(groups_of_rows, 21, HIDDEN, dtype=torch.float64)
+    wanted, wanted_conv, wanted_ssm = mixer_forward(mixer, u)
+    for overwrite in (False, True):
+        outputs, conv_state, ssm_state = [], None, None
+        for start, end in zip((0, *cuts), (*cuts, 21), strict=True):
+            kept = ssm_state, None if ssm_state is None else ssm_state.clone()
+            with torch.no_grad():
+                output, conv_state, ssm_state = mixer_forward(
+                    mixer, u[:, start:end], conv_state=conv_state, ssm_state=ssm_state, overwrite=overwrite
+                )
+            outputs.append(output)
+            if kept[0] is not None:
+                assert (ssm_state is kept[0]) == overwrite
+                assert torch.equal(kept[0], kept[1]) != overwrite
+        torch.testing.assert_close(torch.cat(outputs, 1), wanted, rtol=1e-10, atol=1e-11)
+        torch.testing.assert_close(conv_state, wanted_conv)
+        torch.testing.assert_close(ssm_state, wanted_ssm, rtol=1e-10, atol=1e-11)
+
+
+@pytest.mark.parametrize("where", ["left", "right", "between"])
+def test_padding_without_gradients(mixer: Mixer, where: str) -> None:
+    places = {"left": range(9, 20), "right": range(11), "between": [0, 1, *range(4, 9), *range(15, 19)]}[where]
+    row = torch.randn(11, HIDDEN, dtype=torch.float64)
+    hidden, mask = padded([row], [list(places)], 20)
+    with torch.no_grad():
+        output, conv_state, ssm_state = mixer_forward(mixer, hidden, attention_mask=mask)
+        # A step whose only token is padding moves nothing.
+        none = torch.zeros(1, 1, dtype=torch.long)
+        still = mixer_forward(
+            mixer, hidden[:, :1], conv_state=conv_state, ssm_state=ssm_state, attention_mask=none, overwrite=True
+        )
+    torch.testing.assert_close(output[0, list(places)], by_reference(mixer, row), rtol=1e-10, atol=1e-11)
+    _, wanted_conv, wanted_ssm = mixer_forward(mixer, row[None])
+    for _, conv, ssm in ((output, conv_state, ssm_state), still):
+        torch.testing.assert_close(conv, wanted_conv)
+        torch.testing.assert_close(ssm, wanted_ssm, rtol=1e-10, atol=1e-11)
+
+
+def test_long_rows_go_through_in_blocks(mixer: Mixer) -> None:
+    u = torch.randn(2, BLOCK + 70, HIDDEN)
+    mixer.float()
+    with torch.no_grad():
+        got = mixer_forward(mixer, u)
+    for a, b in zip(got, mixer_forward(mixer, u), strict=True):
+        assert reference.relative_difference(a, b.detach()) < 2e-6
+
+
+def test_fast_decay_without_gradients(mixer: Mixer) -> None:
+    """Where exp would overflow above the diagonal, and float32 cannot tell the tokens after it apart."""
+    mixer.float()
+    with torch.no_grad():
+        mixer.dt_bias[::2] = 1e4
+        u = torch.randn(1, 40, HIDDEN)
+        got = mixer_forward(mixer, u)[0]
+        assert reference.relative_difference(got[0], by_reference(mixer, u[0].double())) < 1e-5
+
+
+def test_states_of_inference_mode_are_usable_outside(mixer: Mixer) -> None:
+    u = torch.randn(1, 9, HIDDEN, dtype=torch.float64)
+    with torch.inference_mode():
+        _, conv_state, ssm_state = mixer_forward(mixer, u[:, :8])
+    with torch.no_grad():
+        token = mixer_forward(mixer, u[:, 8:], conv_state=conv_state, ssm_state=ssm_state, overwrite=True)[0]
+    torch.testing.assert_close(token, mixer_forward(mixer, u)[0][:, 8:])
+
+
+@pytest.mark.parametrize("seq", [1, 12])
+def test_a_16_bit_model_is_no_further_off_without_gradients(seq: int) -> None:
+    """Off from float64 on the same weights: no more than where every step is kept in float32."""
+    wide = Mixer(chunk_size=64).bfloat16().double()
+    narrow = copy.deepcopy(wide).bfloat16()
+    u = torch.randn(4, seq, HIDDEN).bfloat16()
+    wanted = mixer_forward(wide, u.double())[0]
+    off = reference.relative_difference(mixer_forward(narrow, u)[0].detach(), wanted)
+    with torch.no_grad():
+        assert reference.relative_difference(mixer_forward(narrow, u)[0], wanted) <= 1.5 * off + 1e-4

@@ -1,0 +1,58 @@
+"""Run the norms, and the shared blocks' feed-forward part, in blocks of tokens.
+
+Symptom:  on a CPU a long prompt takes a fifth longer than it need, and more memory than the cache accounts for.
+Cause:    Zamba2RMSNorm.forward and Zamba2MLP.forward make several tensors for all tokens at once, up to twice the
+          intermediate size wide. Writing those for the first time takes longer than computing them: at 1024 tokens
+          of 1.2B, the feed-forward part's adapter alone fills 66 MB.
+Upstream: none known.
+Goes:     never by itself; it only saves time and memory.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from zamba_compat.adapters import Adapter, Patch
+
+MODULE = "transformers.models.zamba2.modeling_zamba2"
+
+
+def mlp_forward(original: Any) -> Any:
+    def forward(self: Any, hidden_state: Any, layer_idx: Any = None) -> Any:
+        from zamba_compat.blocked import mlp_forward
+
+        result = mlp_forward(self, hidden_state, layer_idx)
+        return original(self, hidden_state, layer_idx) if result is None else result
+
+    return forward
+
+
+def norm_forward(original: Any) -> Any:
+    def forward(self: Any, hidden_states: Any) -> Any:
+        from zamba_compat.blocked import is_plain_norm, rms_norm
+
+        if is_plain_norm(self, hidden_states):
+            return rms_norm(self, hidden_states)
+        return original(self, hidden_states)
+
+    return forward
+
+
+ADAPTER = Adapter(
+    name="zamba2-blocks-of-tokens",
+    requires="transformers>=4.49,<5.24",
+    patches=(
+        Patch(
+            target=f"{MODULE}:Zamba2MLP.forward",
+            replace=mlp_forward,
+            signature=("self", "hidden_state", "layer_idx"),
+        ),
+        Patch(
+            target=f"{MODULE}:Zamba2RMSNorm.forward",
+            replace=norm_forward,
+            signature=("self", "hidden_states"),
+        ),
+    ),
+    upstream="none known",
+    ends=None,
+)

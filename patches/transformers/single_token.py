@@ -1,0 +1,42 @@
+"""Decode at the speed of the memory.
+
+Symptom:  a bfloat16 model on a CPU takes twice as long per token as reading its weights does.
+Cause:    oneDNN, which PyTorch calls for bfloat16 products, is slow for a single row.
+Upstream: none known.
+Goes:     when PyTorch takes its own kernel for such products; `zamba_compat.one_row` says where it does not.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from zamba_compat.adapters import Adapter
+
+
+def forward(original: Any) -> Any:
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        from zamba_compat.one_row import gains, own_kernel
+
+        tokens = args[0] if args else kwargs.get("input_ids")
+        if tokens is None:
+            embedded = kwargs.get("inputs_embeds")
+            rows = 0 if embedded is None else embedded.shape[:-1].numel()
+        else:
+            rows = tokens.numel()
+        if not gains(self.model.embed_tokens.weight, rows):
+            return original(self, *args, **kwargs)
+        with own_kernel():
+            return original(self, *args, **kwargs)
+
+    return forward
+
+
+ADAPTER = Adapter(
+    name="zamba2-single-token",
+    requires="transformers>=4.49,<5.24",
+    target="transformers.models.zamba2.modeling_zamba2:Zamba2ForCausalLM.forward",
+    replace=forward,
+    signature=("self", "input_ids", "attention_mask", "position_ids", "past_key_values", "inputs_embeds", ...),
+    upstream="none known",
+    ends=None,
+)

@@ -1,0 +1,81 @@
+"""PyTorch's own kernel for products with one row: the switch goes back, and the products are right."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from zamba_compat import one_row
+
+needs_switch = pytest.mark.skipif(not one_row._has_kernel(), reason="this PyTorch or CPU has no such kernel")
+
+
+@pytest.fixture(autouse=True)
+def enabled_before_and_after() -> Iterator[None]:
+    before = torch._C._get_mkldnn_enabled()
+    yield
+    assert torch._C._get_mkldnn_enabled() == before
+
+
+@needs_switch
+def test_the_switch_goes_back_after_an_error() -> None:
+    def fail() -> None:
+        assert not torch._C._get_mkldnn_enabled()
+        raise ValueError
+
+    with pytest.raises(ValueError), one_row.own_kernel():
+        fail()
+    assert torch._C._get_mkldnn_enabled()
+
+
+@needs_switch
+def test_inner_and_other_users_change_nothing() -> None:
+    seen = []
+
+    def other() -> None:
+        with one_row.own_kernel():
+            pass
+        seen.append(torch._C._get_mkldnn_enabled())
+
+    with one_row.own_kernel():
+        with one_row.own_kernel():
+            pass
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+        seen.append(torch._C._get_mkldnn_enabled())
+    assert seen == [False, False]
+
+
+@needs_switch
+def test_switched_off_stays_switched_off() -> None:
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        with one_row.own_kernel():
+            pass
+        assert not torch._C._get_mkldnn_enabled()
+    finally:
+        torch._C._set_mkldnn_enabled(True)
+
+
+@pytest.mark.parametrize("shape", [(8512, 2048), (10448, 2560), (2048, 4096), (33, 130)])
+def test_products_are_accumulated_in_float32(shape: tuple[int, int]) -> None:
+    weight, x = torch.randn(shape).bfloat16(), torch.randn(1, 1, shape[1]).bfloat16()
+    with torch.no_grad(), one_row.own_kernel():
+        got = torch.nn.functional.linear(x, weight)
+    wanted = x.double() @ weight.double().T
+    assert (got.double() - wanted).abs().max() < 2**-8 * wanted.abs().max()
+
+
+@needs_switch
+def test_what_gains() -> None:
+    weight = torch.empty(2, 2, dtype=torch.bfloat16)
+    assert not one_row.gains(weight, 1)  # gradients
+    with torch.no_grad():
+        assert one_row.gains(weight, 1)
+        assert not one_row.gains(weight, 2)
+        assert not one_row.gains(weight.float(), 1)
+        assert not one_row.gains(weight.to("meta"), 1)

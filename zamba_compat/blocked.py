@@ -1,0 +1,150 @@
+"""Linear layers, norms and the shared blocks' feed-forward part in blocks of tokens.
+
+A fresh tensor of some megabytes is paged in while it is filled, which on a CPU takes longer than most of what is
+computed. Long sequences go through in blocks, and a block's intermediate results into buffers that are used again.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import torch  # noqa: TID253
+import torch.nn.functional as F  # noqa: TID253
+from torch import Tensor, nn  # noqa: TID253
+from torch.nn.modules import module as hooks  # noqa: TID253
+
+# Rows that a projection is given at a time: enough to hide that its weight is read anew for every block.
+BLOCK = 512
+NORM_BLOCK = 64  # rows of a norm at a time, which the caches hold
+
+
+class Buffers(threading.local):
+    """Memory that is used again, by name, in one thread."""
+
+    def __init__(self) -> None:
+        self._held: dict[tuple[Any, ...], Tensor] = {}
+
+    def take(self, name: str, like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        """A contiguous tensor of undefined content, valid until the name is taken again."""
+        count = math.prod(shape)
+        # An inference tensor cannot be written outside of inference mode.
+        key = name, like.device, dtype or like.dtype, torch.is_inference_mode_enabled()
+        held = self._held.get(key)
+        if held is None or held.numel() < count:
+            held = self._held[key] = torch.empty(count, dtype=dtype or like.dtype, device=like.device)
+        return held[:count].view(shape)
+
+
+buffers = Buffers()
+
+
+def is_plain(module: nn.Module, x: Tensor) -> bool:
+    """Whether calling a linear layer with x is its matrix product and nothing more.
+
+    No other type (quantized, with an adapter), no hook, no offloaded or foreign weight, no gradient, no autocast.
+    """
+    return (
+        type(module) is nn.Linear
+        and type(module.weight) is nn.Parameter
+        and module.weight.dtype == x.dtype
+        and x.device.type == module.weight.device.type == "cpu"
+        and is_unwatched(module)
+        and not torch.is_grad_enabled()
+        and not _autocasts()
+        and not torch.compiler.is_compiling()
+    )
+
+
+def is_plain_norm(module: nn.Module, x: Tensor) -> bool:
+    """Whether a Zamba2RMSNorm may be computed by `rms_norm`."""
+    weight = module.weight
+    return (
+        type(weight) is nn.Parameter
+        and x.device.type == weight.device.type == "cpu"
+        and x.dtype in (torch.float32, torch.bfloat16, torch.float16)
+        and not torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+    )
+
+
+def rms_norm(module: Any, x: Tensor) -> Tensor:
+    """The forward pass of a Zamba2RMSNorm, with its roundings: in float32, rounded, then times the weight."""
+    weight = module.weight
+    result = x.new_empty(x.shape, dtype=torch.promote_types(weight.dtype, x.dtype))
+    width = x.shape[-1]
+    rows = x.reshape(-1, width)
+    for part, place in _blocks(NORM_BLOCK, rows, result.view(-1, width)):
+        wide = buffers.take("norm", x, len(part), width, dtype=torch.float32)
+        mean = torch.linalg.vector_norm(wide.copy_(part), dim=-1, keepdim=True).square_().div_(width)
+        torch.mul(part_in(x.dtype, wide.mul_(mean.add_(module.variance_epsilon).rsqrt_())), weight, out=place)
+    return result
+
+
+def part_in(dtype: torch.dtype, wide: Tensor) -> Tensor:
+    """A float32 buffer in another dtype, in a buffer of its own."""
+    return wide if dtype == wide.dtype else buffers.take("rounded", wide, *wide.shape, dtype=dtype).copy_(wide)
+
+
+def _autocasts() -> bool:
+    if hasattr(torch, "get_autocast_dtype"):  # since PyTorch 2.4, when the question took a device
+        return torch.is_autocast_enabled("cpu")
+    return torch.is_autocast_cpu_enabled()
+
+
+def _blocks(length: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The same rows of several tensors at a time."""
+    for start in range(0, len(tensors[0]), length):
+        yield tuple(tensor[start : start + length] for tensor in tensors)
+
+
+def is_unwatched(module: nn.Module) -> bool:
+    """Whether nobody sees a module being called: no hook, no forward of the instance's own."""
+    return not (
+        "forward" in vars(module)
+        or module._forward_hooks
+        or module._forward_pre_hooks
+        or hooks._global_forward_hooks
+        or hooks._global_forward_pre_hooks
+    )
+
+
+def product(module: Any, x: Tensor, out: Tensor) -> Tensor:
+    """What a plain linear layer makes of x [rows, in_features], in `out` [rows, out_features]."""
+    if module.bias is None:
+        torch.mm(x, module.weight.T, out=out)
+    else:
+        torch.addmm(module.bias, x, module.weight.T, out=out)
+    return out
+
+
+def project(module: Any, x: Tensor, name: str) -> Tensor:
+    """module(x); of a plain linear layer in the buffer `name`."""
+    if not is_plain(module, x):
+        result: Tensor = module(x)
+        return result
+    rows = x.reshape(-1, x.shape[-1])
+    out = product(module, rows, buffers.take(name, x, len(rows), len(module.weight)))
+    return out.view(*x.shape[:-1], -1)
+
+
+def mlp_forward(mlp: Any, hidden_state: Tensor, layer_idx: int) -> Tensor | None:
+    """The forward pass of a Zamba2MLP of any release in blocks, or None where it has to be the module's own.
+
+    hidden_state: [..., hidden_size]; layer_idx: the layer at whose position the shared block runs.
+    """
+    pair = mlp.gate_up_proj_adapter_list[mlp.layer_dic[layer_idx]]
+    linears = mlp.gate_up_proj, mlp.down_proj, *(pair if type(pair) is nn.Sequential and is_unwatched(pair) else ())
+    rows = hidden_state.reshape(-1, hidden_state.shape[-1])
+    if len(rows) == 1 or len(linears) != 4 or not all(is_plain(linear, rows) for linear in linears):
+        return None
+    gate_up_proj, down_proj, down, up = linears
+    result = rows.new_empty(rows.shape)
+    for x, place in _blocks(BLOCK, rows, result):
+        both = product(gate_up_proj, x, buffers.take("gate_up", x, len(x), gate_up_proj.out_features))
+        both.addmm_(F.linear(x, down.weight), up.weight.T)
+        gate, factor = both.chunk(2, -1)
+        product(down_proj, mlp.act_fn(gate).mul_(factor), place)
+    return result.view(hidden_state.shape)
