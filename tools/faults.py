@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tools")]
+os.environ["OMP_NUM_THREADS"] = "1"  # a fork has none of OpenMP's threads, and waits for them for ever
 RESULTS, TABLE, README = ROOT / "docs" / "faults.json", ROOT / "docs" / "faults.md", ROOT / "README.md"
 
 

@@ -27,6 +27,7 @@ from faults.run_rows import READS, WRITES, at_call, failing_from
 from zamba_compat.checkpoint import staging as staging_module
 from zamba_compat.verify import verify
 
+_PATIENCE = 60  # seconds
 Look = dict[str, object]
 _CLONE_NEWNS, _MS_PRIVATE, _MS_REC = 0x20000, 1 << 18, 1 << 14  # linux/sched.h, linux/mount.h
 
@@ -219,6 +220,7 @@ class Bench:
         pid = os.fork()
         if pid == 0:
             status = 1
+            signal.alarm(_PATIENCE)
             try:
                 if during is not None:
                     self.arena.during = during
@@ -250,6 +252,8 @@ class Bench:
         lost = self.tally.lost
         if now not in (self.old, self.new) or (now is not None and not verify(self.arena.destination).ok):
             lost.append(f"{kind}: the destination is neither the old nor the new one")
+        if status == -signal.SIGALRM:
+            lost.append(f"{kind}: it hung")
         if status == 0 and now != self.new:
             lost.append(f"{kind}: exit status 0, and the destination is not the new one")
         if status > 0 and status not in (3, 129, 130, 143):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import hashlib
@@ -66,11 +67,18 @@ class Pipeline:
         self._source: tuple[os.PathLike[str], int] | None = None
         self._passed = 0  # bytes of tensors in memory since freed memory was given back
         self._unflushed: tuple[int, int] | None = None  # a descriptor, and from where on
+        self._streamed: queue.Queue[memoryview | None] | None = None  # what an examiner waits for the end of
 
     def __enter__(self) -> Pipeline:
         return self
 
     def __exit__(self, *exc: object) -> None:
+        if self._streamed is not None:
+            # A signal can come between any two steps of `stream`. Nobody else fills the queue, so it stays empty enough.
+            with contextlib.suppress(queue.Empty):
+                while True:
+                    self._streamed.get_nowait()
+            self._streamed.put(None)
         self._threads.shutdown(wait=True, cancel_futures=True)
         if self._source is not None:
             os.close(self._source[1])
@@ -111,7 +119,7 @@ class Pipeline:
         Returns:
             how many bytes it was.
         """
-        waiting: queue.Queue[memoryview | None] = queue.Queue(QUEUED)
+        waiting = self._streamed = queue.Queue(QUEUED)
         self._submit(0, _examine_queue, waiting, examined)
         total = 0
         try:
@@ -122,6 +130,7 @@ class Pipeline:
                 total += len(data)
         finally:
             waiting.put(None)
+        self._streamed = None
         return total
 
     def drain(self) -> None:

@@ -6,8 +6,11 @@ import errno
 import hashlib
 import math
 import os
+import queue
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -185,3 +188,31 @@ def test_no_descriptor_is_left_open(tmp_path: Path) -> None:
         pipeline.copy(target.fileno(), StoredBytes(tmp_path / "source", 0, 10), Examined("U8"))
         assert len(descriptors()) == 1
     assert descriptors() == []
+
+
+@pytest.mark.parametrize("moment", ["submitted", "ended"])
+def test_row_54_a_stream_that_is_interrupted_leaves_no_examiner_waiting(
+    moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between handing the queue to an examiner and the first piece, and instead of the end of the stream."""
+    original = queue.Queue.put
+
+    def put(self: Any, item: object, *args: Any, **kwargs: Any) -> None:
+        if isinstance(item, memoryview) if moment == "submitted" else item is None:
+            monkeypatch.undo()
+            raise KeyboardInterrupt
+        original(self, item, *args, **kwargs)
+
+    def run() -> None:
+        with (
+            open(tmp_path / "x", "wb", buffering=0) as file,
+            pytest.raises(KeyboardInterrupt),
+            Pipeline() as pipeline,
+        ):
+            monkeypatch.setattr(queue.Queue, "put", put)
+            pipeline.stream(file.fileno(), iter([memoryview(bytes(8))] * 40), Examined("U8"))
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(20)
+    assert not thread.is_alive()
