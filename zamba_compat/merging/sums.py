@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -38,6 +39,7 @@ class Workers:
         self.count = min(
             _MOST, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         )
+        self._own = threading.local()
 
     def __enter__(self) -> Workers:
         import torch
@@ -50,6 +52,16 @@ class Workers:
 
     def __exit__(self, *exc: object) -> None:
         self._threads.shutdown(wait=True, cancel_futures=True)
+
+    def floats(self, slot: int, piece: Tensor) -> Tensor:
+        """A copy of at most PIECE elements in float32, in this thread's own memory: new memory costs more than sums."""
+        import torch
+
+        kept = self._own.__dict__.setdefault("kept", {})
+        if slot not in kept:
+            kept[slot] = torch.empty(PIECE)
+        copy: Tensor = kept[slot][: piece.numel()].copy_(piece)
+        return copy
 
     @property
     def memory(self) -> int:
@@ -107,15 +119,11 @@ class Weighted:
         count = max(1, math.ceil(flats[0].numel() / PIECE))
 
         def one(number: int) -> Tensor:
-            total = None
-            for flat, coefficient in zip(flats, self.coefficients, strict=True):
-                part = flat[number * PIECE : (number + 1) * PIECE]
-                if total is None:
-                    total = _float(part).mul_(coefficient)
-                else:
-                    total.add_(part.float(), alpha=coefficient)
-            assert total is not None
-            return total.to(run.dtype)
+            parts = [flat[number * PIECE : (number + 1) * PIECE] for flat in flats]
+            total = run.workers.floats(0, parts[0]).mul_(self.coefficients[0])
+            for part, coefficient in zip(parts[1:], self.coefficients[1:], strict=True):
+                total.add_(part, alpha=coefficient)  # converted on the way, without a copy
+            return total.to(run.dtype, copy=True)
 
         yield from run.workers.map(one, count)
 
@@ -136,7 +144,8 @@ class WholeSlerp:
         a, b = (tensor.reshape(-1) for tensor in tensors)
 
         def products(number: int) -> tuple[float, float, float]:
-            x, y = (flat[number * PIECE : (number + 1) * PIECE].float() for flat in (a, b))
+            pieces = (flat[number * PIECE : (number + 1) * PIECE] for flat in (a, b))
+            x, y = (run.workers.floats(slot, piece) for slot, piece in enumerate(pieces))
             return float(torch.dot(x, x)), float(torch.dot(x, y)), float(torch.dot(y, y))
 
         count = max(1, math.ceil(a.numel() / PIECE))
