@@ -32,9 +32,9 @@ def refuse_planned(original: Any) -> Any:
         from zamba_compat.mergekit.presence import is_tied_head, is_trained, stores
 
         if len(models) > 1 and is_trained(weight.name):
-            trusted = self.options.trust_remote_code
+            trust_remote_code = self.options.trust_remote_code
             pairs = list(zip(models, weights_in, strict=False))
-            having = [model for model, own in pairs if stores(model, own, trust_remote_code=trusted)]
+            having = [model for model, own in pairs if stores(model, own, trust_remote_code=trust_remote_code)]
             lacking = [model for model, _ in pairs if model not in having]
             if having and lacking:
                 if is_tied_head(weight.name, self.out_model_config):

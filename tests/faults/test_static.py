@@ -19,10 +19,10 @@ def dangerous(source: str) -> Iterator[str]:
         if isinstance(node, (ast.Import, ast.ImportFrom)):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
             yield from (f"import {name}" for name in names if name.split(".")[0] in FORBIDDEN_MODULES)
-        if isinstance(node, ast.keyword) and node.arg == "trust_remote_code":
-            # What the user told mergekit is handed on to mergekit; nothing of ours says it.
-            if not ast.unparse(node.value).endswith("trust_remote_code"):
-                yield "trust_remote_code"
+        # What a user told mergekit is handed on to mergekit; nothing of ours says it.
+        handed_on = isinstance(node, ast.keyword) and ast.unparse(node.value).endswith("trust_remote_code")
+        if isinstance(node, ast.keyword) and node.arg == "trust_remote_code" and not handed_on:
+            yield "trust_remote_code"
         if not isinstance(node, ast.Call):
             continue
         name = ast.unparse(node.func)
