@@ -19,6 +19,7 @@ from torch.nn.modules import module as hooks  # noqa: TID253
 # Rows that a projection is given at a time: enough to hide that its weight is read anew for every block.
 BLOCK = 512
 NORM_BLOCK = 64  # rows of a norm at a time, which the caches hold
+FEWEST = 64  # rows; fewer gain nothing, and keep the bits that the release's own forward gives
 
 
 class Buffers(threading.local):
@@ -70,6 +71,11 @@ def is_plain_norm(module: nn.Module, x: Tensor) -> bool:
     )
 
 
+def is_long(x: Tensor) -> bool:
+    """Whether x [..., features] has rows enough to gain from blocks."""
+    return x.shape[:-1].numel() >= FEWEST
+
+
 def rms_norm(module: Any, x: Tensor) -> Tensor:
     """The forward pass of a Zamba2RMSNorm, with its roundings: in float32, rounded, then times the weight."""
     weight = module.weight
@@ -109,6 +115,11 @@ def is_unwatched(module: nn.Module) -> bool:
         or hooks._global_forward_hooks
         or hooks._global_forward_pre_hooks
     )
+
+
+def is_only_placed(module: nn.Module) -> bool:
+    """Whether nothing but accelerate's placement sees a module being called; its weight is brought in by the caller."""
+    return hasattr(module, "_hf_hook") and not (module._forward_hooks or module._forward_pre_hooks)
 
 
 def product(module: Any, x: Tensor, out: Tensor) -> Tensor:

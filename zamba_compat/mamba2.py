@@ -273,20 +273,21 @@ def _without_gradients(
         given, ssm_state = ssm_state, ssm_state.to(dt).contiguous()
         if ssm_state is given and not (overwrite and inference.can_overwrite(given)):
             ssm_state = given.clone()
-    ssm_state = inference.run(
-        inference.Weights(weight[:, 0], bias, a, d),
-        xbc,
-        gate,
-        dt,
-        groups=mixer.n_groups,
-        head_dim=mixer.intermediate_size // mixer.num_heads,
-        act=partial(F.silu, inplace=True) if isinstance(mixer.act, torch.nn.SiLU) else mixer.act,
-        finish=inference.gated_norm(mixer.norm),
-        earlier=earlier,
-        state=ssm_state,
-        out=out,
-        chunk_size=min(mixer.chunk_size, MAX_CHUNK),
-    )
+    with _loaded(mixer.norm):
+        ssm_state = inference.run(
+            inference.Weights(weight[:, 0], bias, a, d),
+            xbc,
+            gate,
+            dt,
+            groups=mixer.n_groups,
+            head_dim=mixer.intermediate_size // mixer.num_heads,
+            act=partial(F.silu, inplace=True) if isinstance(mixer.act, torch.nn.SiLU) else mixer.act,
+            finish=inference.gated_norm(mixer.norm),
+            earlier=earlier,
+            state=ssm_state,
+            out=out,
+            chunk_size=min(mixer.chunk_size, MAX_CHUNK),
+        )
     return conv_state, ssm_state
 
 

@@ -15,7 +15,7 @@ import torch  # noqa: TID253
 import torch.nn.functional as F  # noqa: TID253
 from torch import Tensor  # noqa: TID253
 
-from .blocked import buffers, is_unwatched
+from .blocked import buffers, is_only_placed, is_unwatched
 
 Finish = Callable[[Tensor, Tensor, Tensor], None]
 
@@ -196,7 +196,7 @@ def _chunk(weights: Weights, convolved: Tensor, dt: Tensor, *, groups: int, stat
 
 def gated_norm(norm: Any) -> Finish:
     """What a mixer's norm does to y and gate, in place where it is transformers' own and nothing watches it."""
-    if type(norm).__name__ != "Zamba2RMSNormGated" or not is_unwatched(norm):
+    if type(norm).__name__ != "Zamba2RMSNormGated" or not (is_unwatched(norm) or is_only_placed(norm)):
 
         def call(y: Tensor, gate: Tensor, out: Tensor) -> None:
             out.copy_(norm(y, gate))
