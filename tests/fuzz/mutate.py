@@ -13,7 +13,21 @@ ODD: tuple[Any, ...] = (
     *("", "0", "a", "mamba", "hybrid", "zamba2", "..", "../x", "/", "\0", "\ud800", "\uff57", "x" * 5000, "1e3"),
     *([], {}, [[]], [None], ["mamba"], [0], {"a": 1}, [1, 2, 3], [[0, 8]], {"": ""}),
 )
-_WORDS = (b"{", b"}", b"[", b"]", b",", b":", b'"', b"\\", b"null", b"NaN", b"Infinity", b"1e999", b"\\ud800", b"\xff")
+_WORDS = (
+    *(
+        b"&b ",
+        b"*b",
+        b"!!python/object/apply:os.system ",
+        b"!!set ",
+        b"<<: *b",
+        b"---\n",
+        b"? ",
+        b"\t",
+        b".nan",
+        b"0x1f",
+    ),
+    *(b"{", b"}", b"[", b"]", b",", b":", b'"', b"\\", b"null", b"NaN", b"Infinity", b"1e999", b"\\ud800", b"\xff"),
+)
 
 
 def mutated(data: bytes, draw: random.Random, *, header: bool = False) -> bytes:

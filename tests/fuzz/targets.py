@@ -27,6 +27,15 @@ from zamba_compat.sharing import SharingMap
 CORPUS = Path(__file__).with_name("corpus")
 CONFIG = synthetic.make_config("2.7B", hidden_size=8, n_mamba_heads=2, vocab_size=4, adapter_rank=1)
 INDEX = "model.safetensors.index.json"
+_MERGE = """\
+slices: [{sources: [{model: DIRECTORY, layer_range: [0, 11]}, {model: &b SOURCE, layer_range: [0, 11]}]}]
+merge_method: slerp
+base_model: *b
+parameters:
+  t: [{filter: self_attn, value: [0, 0.5, 1]}, {filter: feed_forward, value: 0.3}, {value: 0.5}]
+dtype: float32
+tokenizer_source: base
+"""
 
 
 @dataclass(frozen=True)
@@ -101,6 +110,15 @@ def _command(*words: str) -> Callable[[Path], None]:
     return read
 
 
+def _merge(directory: Path) -> None:
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        status = main(["merge", str(directory.parent / "merge.yml"), str(directory.parent / "merged"), "--dry-run"])
+    assert status in (0, 3), err.getvalue()
+    if status:
+        raise ZambaCompatError("refused")
+
+
 TARGETS = {
     "index": Target(INDEX, _index),
     "header": Target("model-00001-of-00003.safetensors", _header),
@@ -109,6 +127,7 @@ TARGETS = {
     "inspect-config": Target("config.json", _command("inspect")),
     "inspect-header": Target("model-00001-of-00003.safetensors", _command("inspect")),
     "convert-config": Target("config.json", _command("convert-checkpoint", "made", "--dry-run")),
+    "yaml": Target("../merge.yml", _merge),
     "convert-index": Target(INDEX, _command("convert-checkpoint", "made", "--dry-run")),
 }
 
@@ -123,6 +142,9 @@ def checkpoint(directory: Path) -> Path:
     size = sum(tensor.nbytes for tensor in state.values()) * 2 // 5
     convert(source, directory, Options(max_shard_size=str(size)))
     assert len(list(directory.glob("*.safetensors"))) == 3
+    (directory.parent / "merge.yml").write_text(
+        _MERGE.replace("DIRECTORY", str(directory)).replace("SOURCE", str(source))
+    )
     return directory
 
 

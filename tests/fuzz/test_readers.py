@@ -36,4 +36,4 @@ def test_new_inputs(name: str, directory: Path) -> None:
         accepted.add(target.run(directory, target.mutate(seed, draw)))
 
     run()
-    assert accepted == {True, False} or name == "manifest"  # some changes are harmless, and some are not
+    assert False in accepted  # it is changes that the readers notice

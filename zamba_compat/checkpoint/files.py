@@ -17,6 +17,7 @@ from .strict_json import LIMIT, listed
 _OPEN = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 # Bytes per write: from 512 KiB on, Linux looks for memory in larger blocks, and ext4 takes up to ten times as long.
 _PIECE = 2**17
+_LONGEST_NAME = 255  # bytes: NAME_MAX of every common file system
 _READ = 2**20  # bytes per read: `read` sets aside as much as it is asked for
 
 
@@ -115,7 +116,7 @@ def check_shard_name(name: str, suffixes: tuple[str, ...], *, where: str) -> Non
 
     Raises:
         CheckpointError: a path (also absolute, with a drive or with backslashes), another kind of file, control
-            characters.
+            characters, a name longer than any file's.
     """
     if not name or any(mark in name for mark in "/\\:") or name in (".", ".."):
         raise CheckpointError(
@@ -128,6 +129,12 @@ def check_shard_name(name: str, suffixes: tuple[str, ...], *, where: str) -> Non
             f"The shard name {listed([name])} has characters that cannot be shown.",
             where=where,
             remedy="Rename the shard, in the index too.",
+        )
+    if len(name.encode()) > _LONGEST_NAME:
+        raise CheckpointError(
+            f"The shard name {listed([name])} has {len(name.encode())} bytes; file systems take {_LONGEST_NAME}.",
+            where=where,
+            remedy="Write the index again, or get it from the checkpoint's source.",
         )
     if not name.endswith(suffixes):
         raise CheckpointError(

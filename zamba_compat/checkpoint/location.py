@@ -54,6 +54,11 @@ def locate(source: str | os.PathLike[str]) -> Location:
         CheckpointError: nothing there, or no weights there.
     """
     path = Path(os.fsdecode(source))
+    try:
+        path.exists()
+    except (OSError, ValueError) as error:  # a name that is too long, no permission; a null character
+        reason = getattr(error, "strerror", None) or str(error)
+        _refuse(f"It cannot be read: {reason}.", ascii(str(path)[:200]), "Check the path.")
     name = None
     if not os.path.lexists(path) and _HUB_ID.fullmatch(str(source)):
         name = str(source)

@@ -74,7 +74,7 @@ class Pipeline:
 
     def __exit__(self, *exc: object) -> None:
         if self._streamed is not None:
-            # A signal can come between any two steps of `stream`. Nobody else fills the queue: it stays empty enough.
+            # A signal can come between any two steps of `stream`. Nobody else fills the queue: once empty, it has room.
             with contextlib.suppress(queue.Empty):
                 while True:
                     self._streamed.get_nowait()

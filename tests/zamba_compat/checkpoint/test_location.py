@@ -9,6 +9,7 @@ import pytest
 
 from support.raw_files import A, B, pack, refuse, snapshot, write_sharded, write_single
 from zamba_compat.checkpoint.index import open_checkpoint
+from zamba_compat.checkpoint.location import locate
 from zamba_compat.errors import CheckpointError
 
 posix = pytest.mark.skipif(os.name == "nt", reason="needs POSIX files")
@@ -165,3 +166,9 @@ def test_row_58_stray_shards(tmp_path: Path) -> None:
         assert checkpoint.companions == ()
         assert all(name in checkpoint.warnings[0] for name in strays)
     assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b", "y/" * 3000])
+def test_names_that_no_file_can_have(name: str) -> None:
+    with pytest.raises(CheckpointError, match=r"cannot be read|does not exist"):
+        locate(name)
