@@ -164,8 +164,10 @@ def _chunk(weights: Weights, convolved: Tensor, dt: Tensor, *, groups: int, stat
     between = buffers.take("between", dt, heads, length, length, dtype=elapsed.dtype)
     torch.sub(elapsed[:, :, None], elapsed[:, None, :], out=between)
     matrix = buffers.take("matrix", dt, heads, length, length)
-    # exp is slow where it underflows, and infinite above the diagonal, which the scores make zero.
-    matrix.copy_(between).clamp_(min=0.9 * math.log(torch.finfo(dt.dtype).tiny), max=0).exp_()
+    # exp is slow where it underflows, products of what comes near it are slow, and above the diagonal it is infinite,
+    # where the scores make it zero. A decay to the root of the smallest number is one to nothing.
+    lowest = 0.5 * math.log(torch.finfo(dt.dtype).tiny)
+    matrix.copy_(between).clamp_(min=lowest, max=0).exp_()
     matrix.view(groups, -1, length, length).mul_((c @ b.mT).tril_()[:, None])
     matrix.mul_(dt.T.contiguous()[:, None])
     matrix.diagonal(dim1=1, dim2=2).add_(weights.D[:, None])
