@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import builtins
 import contextlib
 import ctypes
@@ -220,14 +221,19 @@ class Bench:
         pid = os.fork()
         if pid == 0:
             status = 1
+            atexit._clear()  # what belongs to the parent
             signal.alarm(_PATIENCE)
             try:
                 if during is not None:
                     self.arena.during = during
-                status = run(self.command, self.arena).status
+                ran = run(self.command, self.arena)
+                status = ran.status
+                if status == 4:
+                    os.write(2, ran.err.encode())
             except KeyboardInterrupt:  # before the command had begun
                 status = 130
             finally:
+                atexit._run_exitfuncs()
                 os._exit(status)
         return pid
 
@@ -259,7 +265,7 @@ class Bench:
         if status > 0 and status not in (3, 129, 130, 143):
             lost.append(f"{kind}: exit status {status}")
         left = self._left()
-        if status >= 0 and left:
+        if (status >= 0 or status == -signal.SIGTERM) and left:
             lost.append(f"{kind}: exit status {status}, and {left} were left")
         if status == -signal.SIGKILL:
             self.tally.phases[self._phase(now)] += 1

@@ -34,7 +34,6 @@ base_model: *b
 parameters:
   t: [{filter: self_attn, value: [0, 0.5, 1]}, {filter: feed_forward, value: 0.3}, {value: 0.5}]
 dtype: float32
-tokenizer_source: base
 """
 
 

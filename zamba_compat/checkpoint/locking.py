@@ -29,6 +29,11 @@ class WorkingDirectory:
         self._destination = destination
         self._fd = -1
 
+    @property
+    def owned(self) -> bool:
+        """Whether this object holds the lock."""
+        return self._fd >= 0
+
     def acquire(self) -> None:
         """Make the directory or take over an abandoned one.
 

@@ -18,6 +18,7 @@ class Terminated(SystemExit):
 class _Shield:
     depth = 0
     pending: int | None = None
+    raised: int | None = None
 
 
 @contextmanager
@@ -70,7 +71,18 @@ def _handle(number: int, frame: FrameType | None) -> None:
         _Shield.pending = number
 
 
+def received() -> int | None:
+    """The number of the last signal that was raised as an exception, and none after it is asked for.
+
+    Libraries in C turn what is raised within them into errors of their own: torch makes of a KeyboardInterrupt in the
+    middle of a read a ValueError about shapes.
+    """
+    number, _Shield.raised = _Shield.raised, None
+    return number
+
+
 def _raise(number: int) -> None:
+    _Shield.raised = number
     if number == signal.SIGINT:
         raise KeyboardInterrupt
     raise Terminated(128 + number)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -67,6 +68,8 @@ class Staging:
             stack.enter_context(interruptible())
             with shielded():
                 self._working.acquire()
+                # A signal can come between any two steps of this method, of __exit__ and of those who call them.
+                atexit.register(self._clean_up)
                 stack.callback(self._clean_up)
             self._recover()
             self._refuse_content()
@@ -183,6 +186,9 @@ class Staging:
 
     def _clean_up(self) -> None:
         with shielded():
+            atexit.unregister(self._clean_up)
+            if not self._working.owned:
+                return
             if self._old.exists() and not self.destination.exists():
                 os.rename(self._old, self.destination)
             # What cannot be removed now is the next run's to remove; the lock tells it that this is ours.

@@ -80,6 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):  # a name that the terminal's encoding lacks is shown, not a reason to fail
             stream.reconfigure(errors="backslashreplace")
     options = argparse.Namespace(command="", debug=False)
+    _signal()  # forget those of an earlier command in this process
     try:
         parser().parse_args(argv, options)
         status = int(options.run(options))
@@ -90,6 +91,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         return _nobody_reads()
     except Exception as error:
+        if number := _signal():
+            return 128 + number
         if options.debug:
             raise
         status, message = _explained(error)
@@ -98,6 +101,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         except BrokenPipeError:
             return _nobody_reads()
         return status
+
+
+def _signal() -> int | None:
+    """The signal that stopped the command, where a library has made another error of it."""
+    signals = sys.modules.get("zamba_compat.checkpoint.signals")
+    return None if signals is None else signals.received()
 
 
 def _explained(error: Exception) -> tuple[int, str]:

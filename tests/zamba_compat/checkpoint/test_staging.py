@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import stat
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -260,3 +261,13 @@ def test_row_59_modes_follow_the_umask(tmp_path: Path, umask: int) -> None:
     for path in (tmp_path / "d", *(tmp_path / "d").rglob("*")):
         mode = stat.S_IMODE(path.stat().st_mode)
         assert mode == (0o777 if path.is_dir() else 0o666) & ~umask, path
+
+
+def test_row_54_what_is_interrupted_before_it_can_be_left_is_cleaned_up_at_the_end(tmp_path: Path) -> None:
+    """A signal between two steps of `with`: the block was entered, and nobody leaves it."""
+    program = (
+        "import sys; from zamba_compat.checkpoint.staging import Staging\n"
+        "Staging(sys.argv[1], overwrite=False, sources=()).__enter__().write('a', 'x'); sys.exit(130)"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path / "d")])
+    assert done.returncode == 130 and list(tmp_path.iterdir()) == []

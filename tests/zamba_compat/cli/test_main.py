@@ -104,3 +104,23 @@ def test_names_that_the_terminal_cannot_show(tmp_path: Path) -> None:
         cwd=tmp_path,
     )
     assert done.returncode == 3 and b"does not exist" in done.stderr and b"Traceback" not in done.stderr
+
+
+def test_row_54_a_signal_that_a_library_makes_another_error_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torch does: a ValueError about shapes, where a signal was raised within it."""
+    import contextlib
+    import os
+    import signal
+
+    from zamba_compat.checkpoint.signals import interruptible
+
+    def verify(*args: object, **kwargs: object) -> None:
+        with interruptible():
+            with contextlib.suppress(SystemExit):
+                os.kill(os.getpid(), signal.SIGTERM)
+            raise ValueError("could not determine the shape of object type")
+
+    monkeypatch.setattr("zamba_compat.verify.verify", verify)
+    assert main(["verify", "x"]) == 143
+    failing(monkeypatch, ValueError())
+    assert main(["verify", "x"]) == 4  # it is forgotten
