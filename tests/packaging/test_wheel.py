@@ -144,7 +144,7 @@ def test_metadata(metadata: Message) -> None:
 def test_requirements_have_both_bounds(metadata: Message) -> None:
     required = [Requirement(text) for text in metadata.get_all("Requires-Dist", [])]
     required = [requirement for requirement in required if requirement.marker is None]  # without the extras
-    assert {r.name for r in required} == {"packaging", "safetensors", "torch", "tqdm", "transformers"}
+    assert {r.name for r in required} == {"packaging", "pyyaml", "safetensors", "torch", "tqdm", "transformers"}
     for requirement in required:
         assert {bound.operator for bound in requirement.specifier} == {">=", "<"}, requirement
 
