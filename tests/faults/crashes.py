@@ -148,8 +148,26 @@ class Bench:
         config = (self.arena.source / "config.json").read_bytes()
         pid = self._child(lambda: at_call(("read", "fsync", "write", "copy_file_range"), call, action))
         status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        path.write_bytes(data)
-        (self.arena.source / "config.json").write_bytes(config)
+        made = self.destination()
+
+        def put_back() -> None:
+            path.write_bytes(data)
+            (self.arena.source / "config.json").write_bytes(config)
+
+        put_back()
+        if status == 0 and made != self.new:
+            # The change may have come before the file was opened: then all of the changed source must have been used.
+            self.reset()
+            action()
+            again = run(self.command, self.arena).status
+            consistent = again == 0 and self.destination() == made
+            put_back()
+            if not consistent:
+                self.tally.lost.append(f"source changed ({change}): the destination is of neither source")
+            self.tally.crashes["source changed"] += 1
+            self.tally.statuses[status] += 1
+            self.reset()
+            return
         self._judge("source changed", status=status)
 
     def race(self) -> None:
