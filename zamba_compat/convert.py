@@ -108,14 +108,7 @@ def prepare(checkpoint: Checkpoint, options: Options, progress: Progress | None 
     def read(name: str) -> Tensor:
         return contents.recipes[name].made(checkpoint.read)
 
-    copies = [name for group in contents.plan.groups.values() if len(group) > 1 for name in group.values()]
-    with counting(progress, "comparing", sum(contents.tensors[name].nbytes for name in copies)) as update:
-
-        def counted(name: str) -> Tensor:
-            update(contents.tensors[name].nbytes)
-            return read(name)
-
-        divergences, notes = compare(contents, counted)
+    divergences, notes = compare(contents, read, progress)
     apart = sum(contents.tensors[name].nbytes for divergence in divergences for name in divergence.copies)
     with counting(progress, "tying", 0 if choice in ("error", "untie") else apart) as update:
         resolution = resolve(contents, divergences, choice, read, adapter_rank=options.adapter_rank, done=update)

@@ -21,6 +21,8 @@ from conformance.quantization import (
     bnb_config,
     dequantized,
     effective_state,
+    has_kernel,
+    is_packed,
     is_quantized,
     kernel_bytes,
     linears,
@@ -200,6 +202,7 @@ def test_16_bit_models(dtype: str, tolerance: float, method: str, tmp_path: Path
     model = load(directory, quantization_config=bnb_config(method, **more), torch_dtype=getattr(torch, dtype))
     effective = effective_state(model, {key: tensor.float() for key, tensor in state.items()})
     assert_close(logits(model, case.ids), synthetic.forward(effective, case.config, case.ids), tolerance)
+    assert any(is_packed(module) for module in model.modules()) == (method != "int8" and has_kernel())
 
 
 @pytest.mark.ours

@@ -28,36 +28,32 @@ def all_arguments(arena: Arena, *words: str) -> None:
 @contextlib.contextmanager
 def at_call(names: tuple[str, ...], number: int, action: Callable[[], object]) -> Iterator[None]:
     """Do something before the `number`th call (from 1) of any of these functions of os, once."""
-    left = number
-
-    def counted(function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            nonlocal left
-            left -= 1
-            if left == 0:
-                action()
-            return function(*args, **kwargs)
-
-        return call
-
-    with contextlib.ExitStack() as stack:
-        for name in names:
-            if hasattr(os, name):
-                stack.enter_context(mock.patch.object(os, name, counted(getattr(os, name))))
+    with _counting(names, lambda count: action() if count == number else None):
         yield
 
 
 @contextlib.contextmanager
 def failing_from(names: tuple[str, ...], number: int, code: int) -> Iterator[None]:
     """From the `number`th call on, these functions of os raise OSError(code), as a full disk does."""
-    left = number
+
+    def fail(count: int) -> None:
+        if count >= number:
+            raise OSError(code, os.strerror(code))
+
+    with _counting(names, fail):
+        yield
+
+
+@contextlib.contextmanager
+def _counting(names: tuple[str, ...], before: Callable[[int], object]) -> Iterator[None]:
+    """Call `before` with the number of the call (from 1) before each call of these functions of os."""
+    count = 0
 
     def counted(function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
-            nonlocal left
-            left -= 1
-            if left <= 0:
-                raise OSError(code, os.strerror(code))
+            nonlocal count
+            count += 1
+            before(count)
             return function(*args, **kwargs)
 
         return call

@@ -9,6 +9,8 @@ from zamba_compat.copies import relative_distance, same_bits
 from zamba_compat.rehydrate import Divergence
 from zamba_compat.sharing import SharingMap
 
+from .progress import Progress, counting
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -17,19 +19,33 @@ if TYPE_CHECKING:
 Read = Callable[[str], "Tensor"]
 
 
-def compare(contents: Contents, read: Read) -> tuple[list[Divergence], tuple[str, ...]]:
+def compare(
+    contents: Contents, read: Read, progress: Progress | None = None
+) -> tuple[list[Divergence], tuple[str, ...]]:
     """The tensors whose copies differ, and notes. Reads every copy, one tensor at a time.
+
+    Args:
+        contents: the checkpoint.
+        read: a parameter or a copy by its name in `contents.tensors`.
+        progress: makes what shows progress, in bytes.
 
     Raises:
         CheckpointError: an adapter that is in other blocks' slots only, and there in several versions.
     """
-    found = contents.plan.divergences(read)
-    if contents.tied_head is not None:
-        key = f"{contents.prefix}embed_tokens.weight"
-        embedding, head = read(key), read(contents.tied_head)
-        if not same_bits(embedding, head):
-            found.append(Divergence(key, (key, contents.tied_head), relative_distance(embedding, head)))
-    idle = _idle_adapters(contents, read)
+    copies = [name for group in contents.plan.groups.values() if len(group) > 1 for name in group.values()]
+    with counting(progress, "comparing", sum(contents.tensors[name].nbytes for name in copies)) as update:
+
+        def counted(name: str) -> Tensor:
+            update(contents.tensors[name].nbytes)
+            return read(name)
+
+        found = contents.plan.divergences(counted)
+        if contents.tied_head is not None:
+            key = f"{contents.prefix}embed_tokens.weight"
+            embedding, head = counted(key), counted(contents.tied_head)
+            if not same_bits(embedding, head):
+                found.append(Divergence(key, (key, contents.tied_head), relative_distance(embedding, head)))
+        idle = _idle_adapters(contents, counted)
     if not idle:
         return found, ()
     note = f"{idle} copies of adapters, at layers that do not use them, differ from the ones in use; they are left out"

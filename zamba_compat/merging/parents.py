@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from zamba_compat.checkpoint import layouts
 from zamba_compat.checkpoint.compare import compare
 from zamba_compat.checkpoint.index import Checkpoint, TensorInfo, open_checkpoint
-from zamba_compat.checkpoint.progress import Progress, counting
+from zamba_compat.checkpoint.progress import Progress
 from zamba_compat.checkpoint.recipe import Recipe
 from zamba_compat.checkpoint.resolve import resolve
 from zamba_compat.checkpoint.stored import StoredBytes
@@ -199,14 +199,7 @@ def read_parent(
     def read(name: str) -> Tensor:
         return contents.recipes[name].made(checkpoint.read)
 
-    copies = [name for group in contents.plan.groups.values() if len(group) > 1 for name in group.values()]
-    with counting(progress, "comparing copies", sum(contents.tensors[name].nbytes for name in copies)) as update:
-
-        def counted(name: str) -> Tensor:
-            update(contents.tensors[name].nbytes)
-            return read(name)
-
-        divergences, notes = compare(contents, counted)
+    divergences, notes = compare(contents, read, progress)
     resolution = resolve(contents, divergences, choice, read)
     notes = (*checkpoint.warnings, *contents.notes, *notes, *resolution.notes)
     return Parent(
