@@ -6,7 +6,7 @@ import dataclasses
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ from zamba_compat.checkpoint.report import DTYPES, Options, Report
 from zamba_compat.checkpoint.resolve import Resolution, resolve
 from zamba_compat.checkpoint.signals import interruptible
 from zamba_compat.checkpoint.staging import Staging
+from zamba_compat.checkpoint.torch_archive import NAME, write_archive
 from zamba_compat.checkpoint.writer import Output, Written, parse_size, plan_shards, shard_names, write_shards
 from zamba_compat.quantize import Quantization, check, peak_memory, plan, quantized
 from zamba_compat.rehydrate import Divergence
@@ -171,7 +172,8 @@ def convert(
             written = _write(checkpoint, conversion, staging, options, progress)
         divergence = None
         if text is not None:
-            made = None if staging is None or options.layout.startswith("zyphra") else staging.path
+            loadable = not (options.layout.startswith("zyphra") or options.is_pickled)
+            made = staging.path if staging is not None and loadable else None
             divergence = _calibrate(source, Path(destination), options, text, made)
         if staging is not None:
             checkpoint.verify_unchanged()
@@ -179,7 +181,7 @@ def convert(
             if written.nonfinite:
                 warnings.append(f"NaN or infinity in {len(written.nonfinite)} tensors: {', '.join(written.nonfinite)}")
         outputs = conversion.planned if staging is None else written.outputs
-        shards = plan_shards(outputs, parse_size(options.max_shard_size))
+        shards = _shards(outputs, options)
         before = checkpoint.config
         return Report(
             source=str(source),
@@ -195,10 +197,7 @@ def convert(
             residuals=conversion.resolution.residuals,
             config=_changes(before, conversion.config),
             unknown=conversion.contents.unknown,
-            shards={
-                name: sum(output.nbytes for output in shard)
-                for name, shard in zip(shard_names(len(shards)), shards, strict=True)
-            },
+            shards=shards,
             peak_memory=conversion.peak_memory,
             warnings=tuple(warnings),
             kl_divergence=divergence,
@@ -213,14 +212,17 @@ def _write(
         quantized(conversion.outputs, quantization, checkpoint, staging, progress) as (outputs, find),
         counting(progress, "writing", sum(output.nbytes for output in outputs)) as update,
     ):
-        written = write_shards(
-            staging,
-            outputs,
-            checkpoint.read,
-            max_shard_size=parse_size(options.max_shard_size),
-            progress=update,
-            stored_bytes=find,
-        )
+        if options.is_pickled:
+            written = write_archive(staging, outputs, checkpoint.read, progress=update)
+        else:
+            written = write_shards(
+                staging,
+                outputs,
+                checkpoint.read,
+                max_shard_size=parse_size(options.max_shard_size),
+                progress=update,
+                stored_bytes=find,
+            )
     if quantization is not None and written.nonfinite:
         raise refuse_nonfinite(written.nonfinite)
     staging.write("config.json", json.dumps(conversion.config, indent=2, sort_keys=True) + "\n")
@@ -242,9 +244,18 @@ def _write(
     return written
 
 
+def _shards(outputs: Sequence[Output], options: Options) -> dict[str, int]:
+    """File of weights -> bytes of tensors in it."""
+    if options.is_pickled:
+        return {NAME: sum(output.nbytes for output in outputs)}
+    shards = plan_shards(outputs, parse_size(options.max_shard_size))
+    sizes = (sum(output.nbytes for output in shard) for shard in shards)
+    return dict(zip(shard_names(len(shards)), sizes, strict=True))
+
+
 def _calibrate(source: str | Path, destination: Path, options: Options, text: str, made: Path | None) -> float:
     """KL divergence of the output from the untied model; `made` is the output where transformers can load it."""
-    plain = dataclasses.replace(options, layout="hub", dry_run=False, calibrate=None)
+    plain = dataclasses.replace(options, layout="hub", format=None, dry_run=False, calibrate=None)
     parent = Path(os.path.realpath(destination)).parent
     beside = parent if parent.is_dir() else None  # a dry run makes no directory
     with interruptible(), tempfile.TemporaryDirectory(prefix=".calibrate-", dir=beside) as directory:

@@ -16,6 +16,7 @@ from zamba_compat.checkpoint.contrast import Comparison, Pair, contrast
 from zamba_compat.checkpoint.copied import Copies, compare_copies
 from zamba_compat.checkpoint.dequantize import method_of
 from zamba_compat.checkpoint.lenient import open_as_far
+from zamba_compat.checkpoint.nonfinite import search
 from zamba_compat.checkpoint.progress import Progress
 from zamba_compat.checkpoint.survey import Survey, survey
 from zamba_compat.errors import ZambaCompatError
@@ -105,6 +106,7 @@ class Inspected:
             unknown.
         extra: stored names that are no part of the model; None where it is unknown.
         copies: shared tensors stored more than once.
+        nonfinite: stored names that hold NaN or infinity; None where the tensors were not searched.
         faults: why convert-checkpoint would refuse it; empty when it would not.
         warnings: what a person should hear.
     """
@@ -125,6 +127,7 @@ class Inspected:
     missing: tuple[str, ...] | None
     extra: tuple[str, ...] | None
     copies: tuple[Copies, ...]
+    nonfinite: tuple[str, ...] | None
     faults: tuple[str, ...]
     warnings: tuple[str, ...]
 
@@ -158,6 +161,7 @@ def inspect(
     b: str | os.PathLike[str] | None = None,
     *,
     components: Collection[str] = COMPONENTS,
+    values: bool = False,
     allow_pickle: bool = False,
     progress: Progress | None = None,
 ) -> Inspection:
@@ -170,6 +174,7 @@ def inspect(
             convert-checkpoint would refuse is listed in `Inspected.faults`.
         components: of `COMPONENTS`: what to count and compare. Copies of others are not compared, so that their
             differences are no fault.
+        values: read every tensor, and look for NaN and infinity: a fault, as merging and quantizing refuse them.
         allow_pickle: read .bin and .pt files, with torch.load(weights_only=True).
         progress: makes what shows progress.
 
@@ -191,16 +196,24 @@ def inspect(
             surveys.append(survey(opened))
         for one in surveys:
             copies.append(compare_copies(one, wanted, progress))
+        nonfinite = [search(one, progress) if values else None for one in surveys]
         comparison = None if b is None else contrast(surveys, copies, wanted, progress)
         for one in surveys:
             one.checkpoint.verify_unchanged()
         found = [
-            _inspected(str(source), one, its, wanted) for source, one, its in zip((a, b), surveys, copies, strict=False)
+            _inspected(str(source), one, its, bad, wanted)
+            for source, one, its, bad in zip((a, b), surveys, copies, nonfinite, strict=False)
         ]
     return Inspection(found[0], None if b is None else found[1], comparison)
 
 
-def _inspected(source: str, found: Survey, copies: tuple[Copies, ...], wanted: Collection[str]) -> Inspected:
+def _inspected(
+    source: str,
+    found: Survey,
+    copies: tuple[Copies, ...],
+    nonfinite: tuple[str, ...] | None,
+    wanted: Collection[str],
+) -> Inspected:
     stored, sharing = found.checkpoint.tensors, found.sharing
     components, parameters = _components(found)
     differ = any(one.counts and not one.equal for one in copies)
@@ -221,6 +234,7 @@ def _inspected(source: str, found: Survey, copies: tuple[Copies, ...], wanted: C
         missing=None if found.plan is None else found.missing,
         extra=None if found.plan is None else found.unknown,
         copies=copies,
+        nonfinite=nonfinite,
         faults=tuple(found.faults.found),
         warnings=(*found.checkpoint.warnings, *found.notes),
     )

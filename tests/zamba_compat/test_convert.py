@@ -166,10 +166,10 @@ def test_zyphra_layouts(layout: str, pattern: str, tmp_path: Path) -> None:
     config = synthetic.make_config(pattern, intermediate_size=256, n_mamba_heads=2)
     state = synthetic.make_state(config)
     synthetic.write_checkpoint(tmp_path / "hub", state, config)
-    assert convert(tmp_path / "hub", tmp_path / "theirs", Options(layout=layout)).source_layout == "hub"
+    convert(tmp_path / "hub", tmp_path / "theirs", Options(layout=layout, format="safetensors"))
     assert convert(tmp_path / "theirs", tmp_path / "back").source_layout == layout
     assert same(read(tmp_path / "back"), state)
-    convert(tmp_path / "back", tmp_path / "again", Options(layout=layout))
+    convert(tmp_path / "back", tmp_path / "again", Options(layout=layout, format="safetensors"))
     assert same(read(tmp_path / "again"), read(tmp_path / "theirs"))
     assert read_config(tmp_path / "again") == read_config(tmp_path / "theirs")
 
@@ -181,7 +181,7 @@ def test_adapters_that_no_position_uses_can_be_kept(layout: str, pattern: str, t
     config = synthetic.make_config(pattern, intermediate_size=256, n_mamba_heads=2)
     state = synthetic.make_state(config)
     synthetic.write_checkpoint(tmp_path / "hub", state, config)
-    convert(tmp_path / "hub", tmp_path / "zeros", Options(layout=layout))
+    convert(tmp_path / "hub", tmp_path / "zeros", Options(layout=layout, format="safetensors"))
     theirs = read(tmp_path / "zeros")
     unused = [name for name, tensor in theirs.items() if not tensor.any()]
     assert bool(unused) == (config["num_mem_blocks"] > 1)
@@ -194,7 +194,7 @@ def test_adapters_that_no_position_uses_can_be_kept(layout: str, pattern: str, t
     assert len(kept) == len(state) + len(unused) and same({name: kept[name] for name in state}, state)
     convert(tmp_path / "kept", tmp_path / "again", Options(**keep))
     assert same(read(tmp_path / "again"), kept)
-    convert(tmp_path / "kept", tmp_path / "back", Options(layout=layout, **keep))
+    convert(tmp_path / "kept", tmp_path / "back", Options(layout=layout, format="safetensors", **keep))
     assert same(read(tmp_path / "back"), theirs)
     convert(tmp_path / "kept", tmp_path / "dropped")
     assert same(read(tmp_path / "dropped"), state)

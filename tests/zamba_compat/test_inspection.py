@@ -129,7 +129,7 @@ def test_other_layouts(write: Callable[..., Path], tmp_path: Path) -> None:
     state = synthetic.make_state(wide)
     write("wide", state, wide)
     for layout in ("zyphra-fork", "zyphra-native"):
-        convert(tmp_path / "wide", tmp_path / layout, Options(layout=layout))
+        convert(tmp_path / "wide", tmp_path / layout, Options(layout=layout, format="safetensors"))
         found = inspect(tmp_path / layout, tmp_path / "wide")
         assert found.ok and found.a.layout == layout and found.a.parameters == elements(state)
         assert found.comparison is not None and found.comparison.total.distance == 0
@@ -500,3 +500,31 @@ def test_nothing_there(tmp_path: Path) -> None:
         inspect(tmp_path / "absent")
     with pytest.raises((CheckpointError, ConfigError), match=r"There is no model\.safetensors"):
         inspect(tmp_path)
+
+
+def test_row_25_values_that_are_not_finite(write: Callable[..., Path]) -> None:
+    """Found where they are asked for, in one checkpoint or two, under the names they are stored by."""
+    healthy = write("a")
+    assert inspect(healthy).a.nonfinite is None
+    assert inspect(healthy, values=True).a.nonfinite == ()
+    state = {**STATE, **{name: STATE[name].clone() for name in (OWN, FIRST)}}
+    state[OWN][-1], state[FIRST][0, 1] = float("nan"), float("-inf")
+    broken = write("b", state)
+    assert inspect(broken).ok
+    for found in (inspect(broken, values=True), inspect(healthy, broken, values=True)):
+        side = found.a if found.b is None else found.b
+        assert not found.ok and set(side.nonfinite or ()) == {OWN, FIRST}
+        (fault,) = side.faults
+        assert "2 tensors hold NaN or infinity" in fault and OWN in fault and FIRST in fault
+
+
+def test_values_of_a_pickled_and_of_a_damaged_checkpoint(write: Callable[..., Path], tmp_path: Path) -> None:
+    state = {**STATE, OWN: torch.full_like(STATE[OWN], float("inf"))}
+    torch.save(state, tmp_path / "x.pt")
+    write("a")
+    (tmp_path / "config.json").write_bytes((tmp_path / "a" / "config.json").read_bytes())
+    assert inspect(tmp_path / "x.pt", allow_pickle=True, values=True).a.nonfinite == (OWN,)
+    file = next((tmp_path / "a").glob("*.safetensors"))
+    file.write_bytes(file.read_bytes()[:-64])
+    found = inspect(tmp_path / "a", values=True)
+    assert not found.ok and found.a.nonfinite == ()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -28,7 +28,7 @@ class Manifest:
         version: of its format.
         package: name and version of the package that wrote it.
         sources: what the checkpoint was made of, see `Checkpoint.identity`.
-        shards: shard -> size of the file, bytes.
+        shards: shard -> size of the file, bytes. Of a checkpoint with one pickled file, that is in `files` instead.
         headers: shard -> sha256 of its header with the length before it; empty in version 1.
         files: any other file -> size in bytes and sha256; None in version 1, which does not say.
         tensors: name -> dtype, shape and shard (its offset is not told), in the manifest's order.
@@ -82,10 +82,11 @@ def read_manifest(directory: Path) -> Manifest:
 
 def _parsed(content: Mapping[str, Any], version: int) -> Manifest:
     shards = {shard: _size(size) for shard, size in content["shards"].items()}
-    tensors = {name: _tensor(name, entry, shards) for name, entry in content["tensors"].items()}
     files = None
     if version > 1:
         files = {name: (_size(entry["size"]), _hash(entry["sha256"])) for name, entry in content["files"].items()}
+    pickled = [name for name in files or () if name.endswith(SUFFIXES["torch"])]
+    tensors = {name: _tensor(name, entry, {*shards, *pickled}) for name, entry in content["tensors"].items()}
     headers = {shard: _hash(content["headers"][shard]) for shard in shards} if version > 1 else {}
     if not tensors or not all(isinstance(source, dict) for source in content["sources"]):
         raise ValueError
@@ -101,9 +102,9 @@ def _parsed(content: Mapping[str, Any], version: int) -> Manifest:
     )
 
 
-def _tensor(name: str, entry: Mapping[str, Any], shards: Mapping[str, int]) -> TensorInfo:
+def _tensor(name: str, entry: Mapping[str, Any], files: Collection[str]) -> TensorInfo:
     shape = tuple(_size(size) for size in entry["shape"])
-    if entry["shard"] not in shards:
+    if entry["shard"] not in files:
         raise ValueError
     return TensorInfo(name, entry["dtype"], shape, entry["shard"], -1, prod(shape) * SIZES[entry["dtype"]])
 

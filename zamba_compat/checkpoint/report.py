@@ -14,6 +14,7 @@ from zamba_compat.checkpoint.writer import parse_size
 from zamba_compat.errors import CheckpointError
 from zamba_compat.rehydrate import Divergence
 
+FORMATS = ("safetensors", "torch")
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
 
@@ -23,6 +24,8 @@ class Options:
 
     Attributes:
         layout: of the output, see `checkpoint.layouts.WRITTEN`.
+        format: "safetensors", or "torch" for one pickled pytorch_model.bin, which is what the code of Zyphra's
+            standalone repository loads and saves; None is "torch" for layout "zyphra-native".
         resolve: what becomes of copies that differ, see `checkpoint.resolve`. With layout "untied", "error" keeps them.
         adapter_rank: of the adapters after "absorb"; None keeps it.
         dtype: "float32", "bfloat16" or "float16" for every floating-point tensor; None keeps each tensor's.
@@ -42,6 +45,7 @@ class Options:
     """
 
     layout: str = "hub"
+    format: str | None = None
     resolve: str = "error"
     adapter_rank: int | None = None
     dtype: str | None = None
@@ -60,6 +64,7 @@ class Options:
     def __post_init__(self) -> None:
         for value, known, name in (
             (self.layout, WRITTEN, "layout"),
+            (self.format or "torch", FORMATS, "format of weights"),
             (self.resolve, CHOICES, "way to resolve copies"),
             (self.dtype or "float32", tuple(DTYPES), "dtype"),
             (self.compute_dtype or "float32", tuple(DTYPES), "dtype"),
@@ -78,6 +83,11 @@ class Options:
             )
         self._check_quantization()
 
+    @property
+    def is_pickled(self) -> bool:
+        """Whether the weights are written as pytorch_model.bin."""
+        return self.format == "torch" or (self.format is None and self.layout == "zyphra-native")
+
     def _check_quantization(self) -> None:
         if self.quantize is None and (self.double_quant or self.compute_dtype or self.keep_shared_16bit):
             raise CheckpointError(
@@ -91,6 +101,10 @@ class Options:
             raise CheckpointError(
                 f"A quantized checkpoint holds each shared block once; {self.layout} is no layout for it.",
                 remedy="Use --layout hub.",
+            )
+        if self.quantize is not None and self.is_pickled:
+            raise CheckpointError(
+                "Quantized checkpoints are read from safetensors.", remedy="Leave --format out, or use safetensors."
             )
 
 

@@ -212,9 +212,8 @@ def _write(
         _stream(pipeline, fd, output, recipe.pieces(*map(read, recipe.sources)), examined)
         return
     tensor = recipe.made(read)
-    if from_torch(tensor.dtype) != output.dtype or tuple(tensor.shape) != output.shape:
-        raise _not_announced(output, f"{tensor.dtype} {tuple(tensor.shape)}")
-    pipeline.append(fd, _bytes_of(tensor), examined)
+    check_made(output, tensor)
+    pipeline.append(fd, bytes_of(tensor), examined)
     if recipe.make is not None:
         pipeline.drain()  # so that no computed tensor is kept beside the next one
 
@@ -224,14 +223,21 @@ def _stream(pipeline: Pipeline, fd: int, output: Output, pieces: Iterator[Tensor
         for piece in pieces:
             if from_torch(piece.dtype) != output.dtype:
                 raise _not_announced(output, str(piece.dtype))
-            yield _bytes_of(piece)
+            yield bytes_of(piece)
 
     written = pipeline.stream(fd, checked(), examined)
     if written != output.nbytes:
         raise _not_announced(output, f"{written} bytes")
 
 
-def _bytes_of(tensor: Tensor) -> memoryview:
+def check_made(output: Output, tensor: Tensor) -> None:
+    """Refuse a tensor of another dtype or shape than was announced. Raises CheckpointError."""
+    if from_torch(tensor.dtype) != output.dtype or tuple(tensor.shape) != output.shape:
+        raise _not_announced(output, f"{tensor.dtype} {tuple(tensor.shape)}")
+
+
+def bytes_of(tensor: Tensor) -> memoryview:
+    """The tensor's elements in order, as bytes; a copy only where they do not lie so."""
     import torch
 
     flat = tensor.detach().cpu().contiguous().reshape(-1)

@@ -19,12 +19,19 @@ if TYPE_CHECKING:
 LAYOUTS = ("hub", "expanded", "untied", "zyphra-fork", "zyphra-native")
 CHOICES = ("error", "first", "mean", "karcher", "untie", "absorb")
 DTYPES = ("float32", "bfloat16", "float16")
+FORMATS = ("safetensors", "torch")
 METHODS = ("nf4", "fp4", "int8")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--layout", choices=LAYOUTS, default="hub", help="of the output (default: %(default)s)")
+    add(
+        "--format",
+        choices=FORMATS,
+        help="of the weights: safetensors, or torch, one pytorch_model.bin as the code of Zyphra's standalone "
+        "repository reads (default: safetensors; torch for zyphra-native)",
+    )
     add("--quantize", choices=METHODS, help="the linear weights of the layers, with bitsandbytes")
     add_common(parser)
 
@@ -72,6 +79,7 @@ def run(options: argparse.Namespace) -> int:
         options.destination,
         Options(
             layout=options.layout,
+            format=options.format,
             resolve=options.resolve,
             adapter_rank=options.adapter_rank,
             dtype=options.dtype,

@@ -35,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help=f"count and compare only these: {', '.join(COMPONENTS)}",
     )
+    add("--values", action="store_true", help="read every tensor and look for NaN and infinity")
     add("--tensors", action="store_true", help="list the distance of every tensor, not a summary over the layers")
     add("--plot", metavar="FILE", help="draw layers x tensors, the distance as colour (needs matplotlib)")
     add("--allow-pickle", action="store_true", help="read .bin and .pt files (tensors only, no code is run)")
@@ -53,6 +54,7 @@ def run(options: argparse.Namespace) -> int:
         options.a,
         options.b,
         components=tuple(options.component or COMPONENTS),
+        values=options.values,
         allow_pickle=options.allow_pickle,
         progress=None if options.quiet or not sys.stderr.isatty() else bar,
     )
@@ -119,6 +121,7 @@ _FACTS: tuple[tuple[str, Callable[[Inspected], str]], ...] = (
     ("copies", _copies),
     ("missing", lambda side: _named(side.missing)),
     ("extra", lambda side: _named(side.extra)),
+    ("not finite", lambda side: "not searched (--values)" if side.nonfinite is None else _named(side.nonfinite)),
 )
 
 

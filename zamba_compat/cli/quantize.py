@@ -15,7 +15,7 @@ from zamba_compat.cli import convert
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     help = "4-bit normal float (nf4, the default), 4-bit float, 8-bit integers"
     parser.add_argument("--method", dest="quantize", choices=convert.METHODS, default="nf4", help=help)
-    parser.set_defaults(layout="hub")
+    parser.set_defaults(layout="hub", format=None)
     convert.add_common(parser)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from support.hub_server import serving
 from support.raw_files import A, B, pack, refuse, snapshot, write_sharded, write_single
 from zamba_compat.checkpoint.index import open_checkpoint
 from zamba_compat.checkpoint.location import locate
@@ -106,6 +107,27 @@ class TestHubCache:
             assert checkpoint.identity["revision"] == "0" * 40
             assert checkpoint.roots == (cache / "snapshots" / ("0" * 40), cache / "blobs")
             checkpoint.verify_unchanged()
+
+    @posix
+    def test_a_hub_id_as_the_hub_s_own_library_lays_it_out(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """From a server on this machine that answers as the hub does."""
+        import huggingface_hub
+
+        write_sharded(tmp_path / "served")
+        commit = "1234567890" * 4
+        with serving(tmp_path / "served", "Zyphra/Zamba2-tiny", commit) as endpoint:
+            monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+            monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+            huggingface_hub.snapshot_download("Zyphra/Zamba2-tiny", endpoint=endpoint)
+        repo = tmp_path / "models--Zyphra--Zamba2-tiny"
+        assert (repo / "snapshots" / commit / "model-2.safetensors").is_symlink()
+        with open_checkpoint("Zyphra/Zamba2-tiny") as checkpoint:
+            assert list(checkpoint.tensors) == ["a", "c", "b"]
+            assert checkpoint.identity["name"] == "Zyphra/Zamba2-tiny"
+            assert checkpoint.identity["revision"] == commit
+            assert checkpoint.companions == () and checkpoint.warnings == ()
 
     @posix
     def test_row_03_links_into_blobs_are_the_cache_s_own(self, cache: Path) -> None:
