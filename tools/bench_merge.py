@@ -78,7 +78,11 @@ if len(sys.argv) > 2: join(sys.argv[2])
 nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
 with measured() as result, torch.inference_mode():
     model = AutoModelForCausalLM.from_pretrained(sys.argv[1], quantization_config=nf4, dtype=torch.bfloat16)
-    result["finite"] = bool(model(torch.arange(3, 11)[None]).logits.isfinite().all())
+    logits = model(torch.arange(3, 67)[None]).logits
+    result["finite"] = bool(logits.isfinite().all())
+    # Of weights that mean nothing: near the size of the vocabulary.
+    result["perplexity"] = float(torch.nn.functional.cross_entropy(logits[0, :-1].float(), torch.arange(4, 67)).exp())
+    result["generated"] = model.generate(torch.arange(3, 11)[None], max_new_tokens=8, do_sample=False)[0, 8:].tolist()
 print(json.dumps(result))
 """
 
@@ -133,13 +137,15 @@ def within(work: Path, config: Path, limit: int) -> None:
     out = work / "out"
     for what, code, arguments in (
         ("zamba-compat merge", OURS, [str(config), str(out)]),
-        ("load in NF4 and run", LOAD, [str(out)]),
+        ("load in NF4, generate, evaluate", LOAD, [str(out)]),
     ):
         with limited(limit) as group:
             run = in_process(code, *arguments, str(group.folder))
             peak = group.peak_bytes
         assert run.get("finite", True)
         print(f"{line(what, run)}, {peak / 1e9:.2f} GB with the page cache, limit {limit / 1e9:.1f} GB", flush=True)
+        if "generated" in run:
+            print(f"  tokens {run['generated']}, perplexity {run['perplexity']:.0f} on 63 tokens", flush=True)
 
 
 def main() -> int:

@@ -197,7 +197,7 @@ def _peak_memory(planned: MergePlan, quantization: Quantization | None) -> int:
         if blend is not None:
             largest = blend.workers.memory + QUEUED * 4 * PIECE
             made = sum(make is not None for _, make in blend.parts)
-            whole = max(whole, 2 * made * output.nbytes)
+            whole = max(whole, 2 * 2 * made * output.nbytes)  # the next tensor's are made while this one is written
         if quantization is not None and output.name in quantization.names:
             quantizing.append(output)
             whole = max(whole, output.nbytes)

@@ -16,7 +16,7 @@ from .strict_json import LIMIT, listed
 
 _OPEN = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 # Bytes per write: from 512 KiB on, Linux looks for memory in larger blocks, and ext4 takes up to ten times as long.
-_PIECE = 2**17
+_PIECE = 2**18
 _LONGEST_NAME = 255  # bytes: NAME_MAX of every common file system
 _READ = 2**20  # bytes per read: `read` sets aside as much as it is asked for
 

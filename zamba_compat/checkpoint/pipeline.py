@@ -62,6 +62,8 @@ class Pipeline:
         """`progress` is called with the number of bytes after each piece that is written."""
         self._progress = progress
         self._threads = ThreadPoolExecutor(EXAMINERS, "examine")
+        self._flusher = ThreadPoolExecutor(1, "flush")
+        self._flushes: deque[Future[object]] = deque()
         self._waiting: deque[tuple[Future[None], int]] = deque()
         self._buffers = threading.local()
         self._source: tuple[os.PathLike[str], int] | None = None
@@ -80,6 +82,7 @@ class Pipeline:
                     self._streamed.get_nowait()
             self._streamed.put(None)
         self._threads.shutdown(wait=True, cancel_futures=True)
+        self._flusher.shutdown(wait=True, cancel_futures=True)
         if self._source is not None:
             os.close(self._source[1])
 
@@ -133,6 +136,12 @@ class Pipeline:
         self._streamed = None
         return total
 
+    def leave(self) -> None:
+        """Call it before an open file that was written to is closed."""
+        while self._flushes:
+            self._flushes.popleft().result()
+        self._unflushed = None
+
     def drain(self) -> None:
         """Wait until everything that was written has been examined."""
         while self._waiting:
@@ -154,7 +163,10 @@ class Pipeline:
                 self._unflushed = (target, end - count)
             start = self._unflushed[1]
             if end - start >= _FLUSH:
-                _ADVISE(target, start, end - start, os.POSIX_FADV_DONTNEED)
+                # Beside the writer: it waits where the disk has as much to do as it takes.
+                self._flushes.append(
+                    self._flusher.submit(_ADVISE, target, start, end - start, os.POSIX_FADV_DONTNEED)
+                )
                 self._unflushed = (target, end)
         if self._progress is not None:
             self._progress(count)

@@ -149,8 +149,9 @@ class _Counted:
         self.size += len(data)
         return len(data)
 
-    def flush(self) -> None:
-        pass
+    def flush(self) -> None: ...
+
+    def close(self) -> None: ...
 
 
 def _record(archive: zipfile.ZipFile, target: _Counted, name: str, content: Iterable[memoryview]) -> None:

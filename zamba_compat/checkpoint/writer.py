@@ -171,9 +171,10 @@ def write_shards(
             with staging.create(name) as file:
                 fd = file.fileno()
                 write_all(fd, header)
-                for output in order:
+                for output, pieces in _begun(order, read):
                     result = examined[output.name] = Examined(output.dtype)
-                    _write(pipeline, fd, output, read, stored_bytes, result)
+                    _write(pipeline, fd, output, pieces, read, stored_bytes, result)
+                pipeline.leave()
                 sizes[name] = file.tell()
         pipeline.drain()
     weight_map = {output.name: name for name, shard in zip(names, shards, strict=True) for output in shard}
@@ -192,10 +193,26 @@ def write_shards(
     )
 
 
+def _begun(
+    order: Sequence[Output], read: Callable[[str], Tensor]
+) -> Iterator[tuple[Output, Iterator[Tensor] | None]]:
+    """Each output and the pieces it comes in; those of the next one are begun, so that nobody waits between two."""
+
+    def begin(output: Output) -> Iterator[Tensor] | None:
+        pieces = output.recipe.pieces
+        return None if pieces is None else pieces(*map(read, output.recipe.sources))
+
+    following = begin(order[0]) if order else None
+    for number, output in enumerate(order):
+        pieces, following = following, begin(order[number + 1]) if number + 1 < len(order) else None
+        yield output, pieces
+
+
 def _write(
     pipeline: Pipeline,
     fd: int,
     output: Output,
+    pieces: Iterator[Tensor] | None,
     read: Callable[[str], Tensor],
     stored_bytes: Callable[[str], StoredBytes | None] | None,
     examined: Examined,
@@ -208,8 +225,8 @@ def _write(
                 raise _not_announced(output, f"{source.nbytes} bytes")
             pipeline.copy(fd, source, examined)
             return
-    if recipe.pieces is not None:
-        _stream(pipeline, fd, output, recipe.pieces(*map(read, recipe.sources)), examined)
+    if pieces is not None:
+        _stream(pipeline, fd, output, pieces, examined)
         return
     tensor = recipe.made(read)
     check_made(output, tensor)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import os
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from zamba_compat.checkpoint.dtypes import to_torch
 
@@ -40,6 +41,7 @@ class Workers:
             _MOST, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         )
         self._own = threading.local()
+        self._free: deque[Any] = deque()
 
     def __enter__(self) -> Workers:
         import torch
@@ -63,10 +65,32 @@ class Workers:
         copy: Tensor = kept[slot][: piece.numel()].copy_(piece)
         return copy
 
+    def result(self, total: Tensor, dtype: torch.dtype) -> Tensor:
+        """A copy in `dtype` of at most PIECE elements, in memory that is used again when nothing refers to the copy."""
+        import numpy as np
+        import torch
+
+        nbytes = total.numel() * dtype.itemsize
+        try:
+            memory = self._free.pop()
+        except IndexError:
+            memory = np.empty(PIECE * 8, np.uint8)  # pages that no result has needed take no memory
+        own = memory[:nbytes]  # every view of the tensor keeps this one alive
+        weakref.finalize(own, self._free.append, memory).atexit = False
+        copy: Tensor = torch.from_numpy(own).view(dtype).copy_(total)
+        return copy
+
     @property
     def memory(self) -> int:
         """An estimate of what they hold at once, bytes: three pieces in float32 each, and results ahead."""
         return self.count * (3 + 2) * 4 * PIECE
+
+    def start(self, work: Callable[[int], _T], count: int) -> Callable[[], list[_T]]:
+        """Begin work(0), work(1), ...; what is returned waits for all of it. One alone is left to the caller."""
+        if count == 1:
+            return lambda: [work(0)]
+        begun = [self._threads.submit(work, number) for number in range(count)]
+        return lambda: [one.result() for one in begun]
 
     def map(self, work: Callable[[int], _T], count: int) -> Iterator[_T]:
         """work(0), work(1), ... in this order; a few are computed ahead of the one that is taken."""
@@ -77,7 +101,7 @@ class Workers:
         try:
             for number in range(count):
                 waiting.append(self._threads.submit(work, number))
-                if len(waiting) > 2 * self.count:
+                if len(waiting) > 4 * self.count:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
@@ -105,7 +129,7 @@ class Sum(Protocol):
     """How tensors of one shape become one."""
 
     def pieces(self, tensors: Sequence[Tensor], run: Run) -> Iterator[Tensor]:
-        """The result's elements in order, in one-dimensional pieces."""
+        """The result's elements in order, in one-dimensional pieces; what can be computed ahead is, from now on."""
 
 
 @dataclass(frozen=True)
@@ -122,8 +146,8 @@ class Weighted:
             parts = [flat[number * PIECE : (number + 1) * PIECE] for flat in flats]
             total = run.workers.floats(0, parts[0]).mul_(self.coefficients[0])
             for part, coefficient in zip(parts[1:], self.coefficients[1:], strict=True):
-                total.add_(part, alpha=coefficient)  # converted on the way, without a copy
-            return total.to(run.dtype, copy=True)
+                total.add_(run.workers.floats(1, part), alpha=coefficient)
+            return run.workers.result(total, run.dtype)
 
         yield from run.workers.map(one, count)
 
@@ -149,7 +173,12 @@ class WholeSlerp:
             return float(torch.dot(x, x)), float(torch.dot(x, y)), float(torch.dot(y, y))
 
         count = max(1, math.ceil(a.numel() / PIECE))
-        aa, ab, bb = (sum(part) for part in zip(*run.workers.map(products, count), strict=True))
+        return self._added(run.workers.start(products, count), tensors, run)
+
+    def _added(
+        self, products: Callable[[], list[tuple[float, float, float]]], tensors: Sequence[Tensor], run: Run
+    ) -> Iterator[Tensor]:
+        aa, ab, bb = (sum(part) for part in zip(*products(), strict=True))
         yield from Weighted(self._weights(aa, ab, bb, run.tell)).pieces(tensors, run)
 
     def _weights(self, aa: float, ab: float, bb: float, tell: Callable[[str, int], None]) -> tuple[float, float]:
@@ -231,9 +260,9 @@ class Blend:
     fallbacks: dict[str, int] = field(default_factory=dict)
 
     def pieces(self, *sources: Tensor) -> Iterator[Tensor]:
-        """The result, flat, piece by piece."""
+        """The result, flat, piece by piece; see `Sum.pieces`."""
         self.fallbacks.clear()
-        yield from self.sum.pieces(self._tensors(sources), Run(self.workers, to_torch(self.dtype), self._tell))
+        return self.sum.pieces(self._tensors(sources), Run(self.workers, to_torch(self.dtype), self._tell))
 
     def __call__(self, *sources: Tensor) -> Tensor:
         """The result, whole."""

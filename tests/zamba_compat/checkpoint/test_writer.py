@@ -297,3 +297,25 @@ def test_the_manifest(tmp_path: Path) -> None:
         assert (tmp_path / "d" / entry["shard"]).exists()
     assert run(tmp_path / "e", list(tensors)) == manifest
     assert str(tmp_path) not in json.dumps(manifest)
+
+
+def test_the_next_tensor_is_begun_while_one_is_written(tmp_path: Path) -> None:
+    """And no further one: what a tensor begins is held until it is written."""
+    events: list[str] = []
+
+    def output(name: str) -> Output:
+        def pieces() -> Any:
+            events.append(f"begin {name}")
+
+            def rest() -> Any:
+                events.append(f"take {name}")
+                yield torch.ones(3)
+
+            return rest()
+
+        return Output(name, "F32", (3,), Recipe((), lambda: torch.ones(3), (3,), "F32", pieces))
+
+    with Staging(tmp_path / "out", overwrite=False, sources=()) as staging:
+        write_shards(staging, [output(name) for name in "abc"], dict, max_shard_size=10**6)
+        staging.commit()
+    assert events == ["begin a", "begin b", "take a", "begin c", "take b", "take c"]
