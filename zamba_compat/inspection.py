@@ -106,9 +106,9 @@ class Inspected:
             unknown.
         extra: stored names that are no part of the model; None where it is unknown.
         copies: shared tensors stored more than once.
-        nonfinite: stored names that hold NaN or infinity; None where the tensors were not searched.
         faults: why convert-checkpoint would refuse it; empty when it would not.
         warnings: what a person should hear.
+        nonfinite: stored names that hold NaN or infinity; None where the tensors were not searched.
     """
 
     source: str
@@ -127,9 +127,9 @@ class Inspected:
     missing: tuple[str, ...] | None
     extra: tuple[str, ...] | None
     copies: tuple[Copies, ...]
-    nonfinite: tuple[str, ...] | None
     faults: tuple[str, ...]
     warnings: tuple[str, ...]
+    nonfinite: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)

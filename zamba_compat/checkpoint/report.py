@@ -24,8 +24,6 @@ class Options:
 
     Attributes:
         layout: of the output, see `checkpoint.layouts.WRITTEN`.
-        format: "safetensors", or "torch" for one pickled pytorch_model.bin, which is what the code of Zyphra's
-            standalone repository loads and saves; None is "torch" for layout "zyphra-native".
         resolve: what becomes of copies that differ, see `checkpoint.resolve`. With layout "untied", "error" keeps them.
         adapter_rank: of the adapters after "absorb"; None keeps it.
         dtype: "float32", "bfloat16" or "float16" for every floating-point tensor; None keeps each tensor's.
@@ -42,10 +40,11 @@ class Options:
         keep_unused_adapters: keep the adapters that Zyphra's layouts give a block for positions that run another one.
             In the hub layout they stand beside the model, under layers whose block does not own them. Otherwise they
             are dropped, and written as zeros where a layout asks for them. Layouts hub and Zyphra's two.
+        format: "safetensors", or "torch" for one pickled pytorch_model.bin, which is what the code of Zyphra's
+            standalone repository loads and saves; None is "torch" for layout "zyphra-native".
     """
 
     layout: str = "hub"
-    format: str | None = None
     resolve: str = "error"
     adapter_rank: int | None = None
     dtype: str | None = None
@@ -60,6 +59,7 @@ class Options:
     compute_dtype: str | None = None
     keep_shared_16bit: bool = False
     keep_unused_adapters: bool = False
+    format: str | None = None
 
     def __post_init__(self) -> None:
         for value, known, name in (

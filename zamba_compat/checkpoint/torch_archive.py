@@ -10,13 +10,13 @@ caffe2/serialize/inline_container.h (records start at multiples of 64 bytes, fil
 from __future__ import annotations
 
 import io
-import pickle
 import struct
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from hashlib import sha256
 from math import prod
+from pickle import Pickler
 from typing import TYPE_CHECKING, Any
 
 from zamba_compat.errors import CheckpointError
@@ -128,7 +128,7 @@ class _Pickled:
         return _rebuild_tensor_v2, (self._storage, 0, self._shape, strides, False, OrderedDict())
 
 
-class _Pickler(pickle.Pickler):
+class _Pickler(Pickler):
     def persistent_id(self, obj: Any) -> Any:
         if not isinstance(obj, _Storage):
             return None

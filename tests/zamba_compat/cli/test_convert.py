@@ -56,9 +56,11 @@ def test_every_option_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
             *("fp4", True, "bfloat16", True),
         ),
     }
-    assert len(inspect.signature(zamba_compat.checkpoint.report.Options).parameters) == 15
+    assert len(inspect.signature(zamba_compat.checkpoint.report.Options).parameters) == 16
     assert main(["convert-checkpoint", "a", "b", "--keep-unused-adapters", "-q"]) == 0
     assert seen["options"] == zamba_compat.checkpoint.report.Options(keep_unused_adapters=True)
+    assert main(["convert-checkpoint", "a", "b", "--format", "torch", "-q"]) == 0
+    assert seen["options"] == zamba_compat.checkpoint.report.Options(format="torch")
     assert main(["quantize", "a", "b", "--dtype", "bfloat16", "-q"]) == 0
     assert seen["options"] == zamba_compat.checkpoint.report.Options(dtype="bfloat16", quantize="nf4")
 

@@ -53,16 +53,17 @@ def test_every_option_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
         return found
 
     monkeypatch.setattr("zamba_compat.inspection.inspect", spy)
-    words = "--component mamba norms --component linear --allow-pickle -q"
+    words = "--component mamba norms --component linear --values --allow-pickle -q"
     assert main(["inspect", "x", "y", *words.split()]) == 0
     assert main(["inspect", "x", "-q"]) == 0
     first, second = seen
     assert first == (
         "x",
         "y",
-        {"components": ("mamba", "norms", "linear"), "allow_pickle": True, "progress": None},
+        {"components": ("mamba", "norms", "linear"), "values": True, "allow_pickle": True, "progress": None},
     )
-    assert second == ("x", None, {"components": command.COMPONENTS, "allow_pickle": False, "progress": None})
+    options = {"components": command.COMPONENTS, "values": False, "allow_pickle": False, "progress": None}
+    assert second == ("x", None, options)
 
 
 def test_one(capsys: pytest.CaptureFixture[str]) -> None:
