@@ -24,37 +24,22 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import zamba_compat
-from _tiny.perplexity import perplexity
+from _tiny.perplexity import TEXTS, TINY, on_both_texts
 from zamba_compat.convert import Options, convert
 from zamba_compat.merge import merge
 
-TINY = Path(__file__).resolve().parents[1] / "tests" / "fixtures" / "tiny"
-TEXTS = ("base", "tuned")
 LAYOUTS = (("hub", "hub"), ("expanded", "hub"), ("expanded", "expanded"))
 State = Mapping[str, Tensor]
 
 
 def configuration(method: str, parents: Sequence[Path], t: float) -> dict[str, Any]:
-    models = [{"model": str(parent)} for parent in parents]
     return {
         "merge_method": method,
         "base_model": str(parents[0]),
-        "models": models,
+        "models": [{"model": str(parent)} for parent in parents],
         "parameters": {"t": t},
         "dtype": "bfloat16",
     }
-
-
-def measured(directory: Path) -> list[float]:
-    """Perplexity per byte on both texts."""
-    from transformers import AutoModelForCausalLM
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
-    return [
-        perplexity(lambda ids: model(ids, use_cache=False), (TINY / f"text_{text}.txt").read_bytes()) for text in TEXTS
-    ]
 
 
 def equal(a: State, b: State) -> bool:
@@ -77,7 +62,7 @@ def draw(points: Sequence[float], curves: Sequence[Sequence[float]], method: str
         axes.plot(points, curve, marker="o", label=f"on {text}'s text")
     axes.set(xlabel="t (0 is base, 1 is tuned)", ylabel="perplexity per byte", title=f"{method} of the tiny pair")
     axes.legend()
-    figure.savefig(file)
+    figure.savefig(file, metadata={"Date": None} if file.suffix == ".svg" else None)
 
 
 def main() -> int:
@@ -109,7 +94,7 @@ def main() -> int:
             wrong += [] if alike else [f"the layouts differ at t = {t:.3f}"]
             if t in (0, 1) and not equal(results[0], load_file(work / f"{TEXTS[int(t)]}-hub" / "model.safetensors")):
                 wrong.append(f"t = {t:.0f} is not the parent")
-            curves.append(measured(work / f"hub-hub-{t:.4f}"))
+            curves.append(on_both_texts(work / f"hub-hub-{t:.4f}"))
             words = "the same" if alike else "DIFFER"
             print(f"| {t:.2f} | {curves[-1][0]:.3f} | {curves[-1][1]:.3f} | {words} |", flush=True)
     by_text = list(zip(*curves, strict=True))

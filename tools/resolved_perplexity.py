@@ -16,17 +16,15 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from _tiny.perplexity import perplexity
+from _tiny.perplexity import TEXTS, TINY, on_both_texts
 from zamba_compat import SharingMap
 from zamba_compat.convert import Options, convert
-
-TINY = Path(__file__).parents[1] / "tests" / "fixtures" / "tiny"
 
 
 def merge(out: Path) -> None:
     """Write both models key by key, shared blocks at every layer, and interpolate from base (first) to tuned (last)."""
     sharing = SharingMap.from_config(TINY / "base")
-    states = [load_file(TINY / name / "model.safetensors") for name in ("base", "tuned")]
+    states = [load_file(TINY / name / "model.safetensors") for name in TEXTS]
     merged = {}
     for key in sharing.expanded_keys():
         layer = re.search(r"layers\.(\d+)\.", key)
@@ -36,14 +34,6 @@ def merge(out: Path) -> None:
     out.mkdir()
     save_file(merged, out / "model.safetensors", {"format": "pt"})
     shutil.copy(TINY / "base" / "config.json", out)
-
-
-def measured(directory: Path) -> list[float]:
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(directory, torch_dtype=torch.float32).eval()
-    texts = [(TINY / f"text_{name}.txt").read_bytes() for name in ("base", "tuned")]
-    return [perplexity(lambda ids: model(ids, use_cache=False), text) for text in texts]
 
 
 def main() -> int:
@@ -59,7 +49,7 @@ def main() -> int:
         merge(source)
         for row, how in rows.items():
             report = convert(source, Path(temporary) / row.replace(" ", "-"), how)
-            base, tuned = measured(Path(report.destination))
+            base, tuned = on_both_texts(Path(report.destination))
             left = max((residual.worst for residual in report.residuals), default=0.0)
             print(f"| {row} | {base:.3f} | {tuned:.3f} | {report.bytes / 1e6:.2f} | {left:.3f} |", flush=True)
     return 0

@@ -27,7 +27,7 @@ from zamba_compat.checkpoint.resolve import Resolution, resolve
 from zamba_compat.checkpoint.signals import interruptible
 from zamba_compat.checkpoint.staging import Staging
 from zamba_compat.checkpoint.torch_archive import NAME, write_archive
-from zamba_compat.checkpoint.writer import Output, Written, parse_size, plan_shards, shard_names, write_shards
+from zamba_compat.checkpoint.writer import Output, Written, parse_size, shard_sizes, write_shards
 from zamba_compat.quantize import Quantization, check, peak_memory, plan, quantized
 from zamba_compat.rehydrate import Divergence
 
@@ -181,7 +181,6 @@ def convert(
             if written.nonfinite:
                 warnings.append(f"NaN or infinity in {len(written.nonfinite)} tensors: {', '.join(written.nonfinite)}")
         outputs = conversion.planned if staging is None else written.outputs
-        shards = _shards(outputs, options)
         before = checkpoint.config
         return Report(
             source=str(source),
@@ -197,7 +196,7 @@ def convert(
             residuals=conversion.resolution.residuals,
             config=_changes(before, conversion.config),
             unknown=conversion.contents.unknown,
-            shards=shards,
+            shards=_shards(outputs, options),
             peak_memory=conversion.peak_memory,
             warnings=tuple(warnings),
             kl_divergence=divergence,
@@ -248,9 +247,7 @@ def _shards(outputs: Sequence[Output], options: Options) -> dict[str, int]:
     """File of weights -> bytes of tensors in it."""
     if options.is_pickled:
         return {NAME: sum(output.nbytes for output in outputs)}
-    shards = plan_shards(outputs, parse_size(options.max_shard_size))
-    sizes = (sum(output.nbytes for output in shard) for shard in shards)
-    return dict(zip(shard_names(len(shards)), sizes, strict=True))
+    return shard_sizes(outputs, parse_size(options.max_shard_size))
 
 
 def _calibrate(source: str | Path, destination: Path, options: Options, text: str, made: Path | None) -> float:

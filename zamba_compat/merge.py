@@ -12,7 +12,7 @@ from zamba_compat.checkpoint.manifest import write_manifest
 from zamba_compat.checkpoint.pipeline import QUEUED, WORKING_MEMORY
 from zamba_compat.checkpoint.progress import Progress, counting
 from zamba_compat.checkpoint.staging import Staging
-from zamba_compat.checkpoint.writer import Output, Written, parse_size, plan_shards, shard_names, write_shards
+from zamba_compat.checkpoint.writer import Output, Written, parse_size, shard_sizes, write_shards
 from zamba_compat.errors import CheckpointError
 from zamba_compat.merging.card import merge_card
 from zamba_compat.merging.companions import Companions, choose
@@ -161,7 +161,6 @@ def _report(
     for name, blend in planned.blends.items():
         for what, count in blend.fallbacks.items():
             fallbacks.setdefault(what, {})[name] = count
-    shards = plan_shards(outputs, parse_size(options.max_shard_size))
     own = (f"{parent.model}: {note}" for parent in parents for note in parent.notes)
     return MergeReport(
         destination=str(destination),
@@ -180,10 +179,7 @@ def _report(
         groups=grouped(planned.decisions),
         fallbacks=fallbacks,
         tokenizer_of=companions.tokenizer_of,
-        shards={
-            name: sum(output.nbytes for output in shard)
-            for name, shard in zip(shard_names(len(shards)), shards, strict=True)
-        },
+        shards=shard_sizes(outputs, parse_size(options.max_shard_size)),
         peak_memory=_peak_memory(planned, quantization),
         warnings=(*own, *merging.notes, *planned.notes, *companions.notes),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ from torch import Tensor
 from .shape import BOS, FIRST_BYTE
 
 WINDOW = 512
+TINY = Path(__file__).resolve().parents[2] / "tests" / "fixtures" / "tiny"
+TEXTS = ("base", "tuned")
 
 
 @torch.inference_mode()
@@ -34,3 +37,14 @@ def perplexity(model: Callable[[Tensor], Any], text: bytes, window: int = WINDOW
         logits = out if isinstance(out, Tensor) else out.logits
         total += F.cross_entropy(logits.flatten(0, 1).double(), target.flatten(), reduction="sum").item()
     return math.exp(total / len(tokens))
+
+
+def on_both_texts(directory: Path) -> list[float]:
+    """Perplexity per byte of the checkpoint in `directory`, in float32, on the texts of `TEXTS`."""
+    from transformers import AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    texts = ((TINY / f"text_{name}.txt").read_bytes() for name in TEXTS)
+    return [perplexity(lambda ids: model(ids, use_cache=False), text) for text in texts]

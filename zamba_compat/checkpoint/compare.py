@@ -33,6 +33,9 @@ def compare(
         CheckpointError: an adapter that is in other blocks' slots only, and there in several versions.
     """
     copies = [name for group in contents.plan.groups.values() if len(group) > 1 for name in group.values()]
+    embedding_key = f"{contents.prefix}embed_tokens.weight"
+    if contents.tied_head is not None:
+        copies += [embedding_key, contents.tied_head]
     with counting(progress, "comparing", sum(contents.tensors[name].nbytes for name in copies)) as update:
 
         def counted(name: str) -> Tensor:
@@ -41,10 +44,10 @@ def compare(
 
         found = contents.plan.divergences(counted)
         if contents.tied_head is not None:
-            key = f"{contents.prefix}embed_tokens.weight"
-            embedding, head = counted(key), counted(contents.tied_head)
+            embedding, head = counted(embedding_key), counted(contents.tied_head)
             if not same_bits(embedding, head):
-                found.append(Divergence(key, (key, contents.tied_head), relative_distance(embedding, head)))
+                names = embedding_key, contents.tied_head
+                found.append(Divergence(embedding_key, names, relative_distance(embedding, head)))
         idle = _idle_adapters(contents, counted)
     if not idle:
         return found, ()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from zamba_compat.errors import CheckpointError
 
-from .pipeline import BUFFER, all_finite
+from .pipeline import all_finite, in_chunks
 from .progress import Progress, counting
 from .strict_json import listed
 from .survey import Survey
@@ -37,4 +37,4 @@ def search(found: Survey, progress: Progress | None = None) -> tuple[str, ...]:
 def _is_finite(found: Survey, name: str) -> bool:
     data = bytes_of(found.checkpoint.read(name))
     dtype = found.checkpoint.tensors[name].dtype
-    return all(all_finite(data[at : at + BUFFER], dtype) for at in range(0, len(data), BUFFER))
+    return all(all_finite(chunk, dtype) for chunk in in_chunks(data))

@@ -109,8 +109,7 @@ class Pipeline:
         """Append bytes in memory to the open file `target`; they must not change before `drain`."""
         self._submit(len(data), _examine, data, examined)
         self._passed += len(data)
-        for at in range(0, len(data), STEP):
-            chunk = data[at : at + STEP]
+        for chunk in in_chunks(data, STEP):
             write_all(target, chunk)
             self._written(target, len(chunk))
 
@@ -197,6 +196,12 @@ class Pipeline:
         return self._source[1]
 
 
+def in_chunks(data: memoryview, size: int = BUFFER) -> Iterator[memoryview]:
+    """`data` in pieces of `size` bytes, a multiple of every element's size; the last one may be shorter."""
+    for at in range(0, len(data), size):
+        yield data[at : at + size]
+
+
 def all_finite(chunk: memoryview, dtype: str) -> bool:
     """Whether none of the elements (little-endian) is NaN or infinite; True for integers and booleans.
 
@@ -226,8 +231,8 @@ def _give_back_memory() -> None:
 
 
 def _examine(data: memoryview, examined: Examined) -> None:
-    for at in range(0, len(data), BUFFER):
-        examined.take(data[at : at + BUFFER])
+    for chunk in in_chunks(data):
+        examined.take(chunk)
 
 
 def _examine_queue(waiting: queue.Queue[memoryview | None], examined: Examined) -> None:

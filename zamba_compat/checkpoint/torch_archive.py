@@ -23,7 +23,7 @@ from zamba_compat.errors import CheckpointError
 
 from .dtypes import to_torch
 from .files import write_all
-from .pipeline import BUFFER, Examined
+from .pipeline import Examined, in_chunks
 from .staging import Staging
 from .writer import Output, Written, bytes_of, check_made
 
@@ -33,6 +33,19 @@ if TYPE_CHECKING:
 NAME = "pytorch_model.bin"
 _FOLDER = NAME.removesuffix(".bin")
 _VERSION = b"3\n"
+# What torch calls the storages of a dtype, by the words of safetensors.
+_STORAGES = {
+    "F64": "Double",
+    "F32": "Float",
+    "F16": "Half",
+    "BF16": "BFloat16",
+    "I64": "Long",
+    "I32": "Int",
+    "I16": "Short",
+    "I8": "Char",
+    "U8": "Byte",
+    "BOOL": "Bool",
+}
 _ALIGNMENT = 64
 _ROOM = 512  # bytes of the archive per tensor and record beside its own: headers, twice its name, filling
 
@@ -59,9 +72,7 @@ def write_archive(
     def content(output: Output) -> Iterator[memoryview]:
         tensor = output.recipe.made(read)
         check_made(output, tensor)
-        data = bytes_of(tensor)
-        for at in range(0, len(data), BUFFER):
-            piece = data[at : at + BUFFER]
+        for piece in in_chunks(bytes_of(tensor)):
             examined[output.name].take(piece)
             yield piece
             if progress is not None:
@@ -103,16 +114,14 @@ class _Storage:
     """Stands for the storage of a tensor that is not there."""
 
     def __init__(self, number: int, output: Output) -> None:
-        name = str(to_torch(output.dtype)).removeprefix("torch.")
-        words = {"float64": "Double", "float32": "Float", "float16": "Half", "bfloat16": "BFloat16", "bool": "Bool"}
-        words |= {"int64": "Long", "int32": "Int", "int16": "Short", "int8": "Char", "uint8": "Byte"}
-        if name not in words:
+        if output.dtype not in _STORAGES:
+            name = str(to_torch(output.dtype)).removeprefix("torch.")
             raise CheckpointError(
                 f"A pickled state dict holds no {name} here.",
                 where=output.name,
                 remedy="Write safetensors (--format safetensors), or leave the tensor out.",
             )
-        self.key, self.kind, self.elements = str(number), f"{words[name]}Storage", prod(output.shape)
+        self.key, self.kind, self.elements = str(number), f"{_STORAGES[output.dtype]}Storage", prod(output.shape)
 
 
 class _Pickled:

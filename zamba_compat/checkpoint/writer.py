@@ -103,6 +103,13 @@ def shard_names(count: int) -> list[str]:
     return [_PATTERN.format(suffix=f"-{number:05}-of-{count:05}") for number in range(1, count + 1)]
 
 
+def shard_sizes(outputs: Sequence[Output], max_shard_size: int) -> dict[str, int]:
+    """The shards that `write_shards` makes of them -> bytes of tensors in each."""
+    shards = plan_shards(outputs, max_shard_size)
+    sizes = (sum(output.nbytes for output in shard) for shard in shards)
+    return dict(zip(shard_names(len(shards)), sizes, strict=True))
+
+
 def peak_bytes(outputs: Sequence[Output], tensors: Mapping[str, TensorInfo]) -> int:
     """An estimate of the anonymous memory that `write_shards` needs beyond the libraries', bytes.
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 PIECE = 2**20  # elements; measured: smaller ones lose time between operations, larger ones leave the cache
 _MOST = 8  # threads
+_AHEAD = 4  # results per thread that are computed before they are asked for
 _T = TypeVar("_T")
 _PARALLEL = 0.9995  # mergekit's: two tensors with a larger cosine are added linearly
 _ZERO = 1e-8  # mergekit's: a shorter tensor has no direction
@@ -83,7 +84,7 @@ class Workers:
     @property
     def memory(self) -> int:
         """An estimate of what they hold at once, bytes: three pieces in float32 each, and results ahead."""
-        return self.count * (3 + 2) * 4 * PIECE
+        return self.count * (3 + _AHEAD) * 4 * PIECE
 
     def start(self, work: Callable[[int], _T], count: int) -> Callable[[], list[_T]]:
         """Begin work(0), work(1), ...; what is returned waits for all of it. One alone is left to the caller."""
@@ -101,7 +102,7 @@ class Workers:
         try:
             for number in range(count):
                 waiting.append(self._threads.submit(work, number))
-                if len(waiting) > 4 * self.count:
+                if len(waiting) > _AHEAD * self.count:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
