@@ -38,6 +38,7 @@ from .transformers import (
     tie_map,
     tied_keys,
     time_step_limit,
+    widened_products,
 )
 from .transformers.release import release_fault
 
@@ -78,6 +79,7 @@ ADAPTERS: tuple[Adapter, ...] = (
     embeddings_generation.ADAPTER,
     # Speed.
     single_token.ADAPTER,
+    widened_products.ADAPTER,
     blocks_of_tokens.ADAPTER,
     # Fine-tuning.
     mamba_targets.ADAPTER,

@@ -6,8 +6,6 @@ computed. Long sequences go through in blocks, and a block's intermediate result
 
 from __future__ import annotations
 
-import math
-import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,30 +14,13 @@ import torch.nn.functional as F  # noqa: TID253
 from torch import Tensor, nn  # noqa: TID253
 from torch.nn.modules import module as hooks  # noqa: TID253
 
+from . import one_row, widened
+from .buffers import buffers
+
 # Rows that a projection is given at a time: enough to hide that its weight is read anew for every block.
 BLOCK = 512
 NORM_BLOCK = 64  # rows of a norm at a time, which the caches hold
 FEWEST = 64  # rows; fewer gain nothing, and keep the bits that the release's own forward gives
-
-
-class Buffers(threading.local):
-    """Memory that is used again, by name, in one thread."""
-
-    def __init__(self) -> None:
-        self._held: dict[tuple[Any, ...], Tensor] = {}
-
-    def take(self, name: str, like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
-        """A contiguous tensor of undefined content, valid until the name is taken again."""
-        count = math.prod(shape)
-        # An inference tensor cannot be written outside of inference mode.
-        key = name, like.device, dtype or like.dtype, torch.is_inference_mode_enabled()
-        held = self._held.get(key)
-        if held is None or held.numel() < count:
-            held = self._held[key] = torch.empty(count, dtype=dtype or like.dtype, device=like.device)
-        return held[:count].view(shape)
-
-
-buffers = Buffers()
 
 
 def is_plain(module: nn.Module, x: Tensor) -> bool:
@@ -124,11 +105,23 @@ def is_only_placed(module: nn.Module) -> bool:
 
 def product(module: Any, x: Tensor, out: Tensor) -> Tensor:
     """What a plain linear layer makes of x [rows, in_features], in `out` [rows, out_features]."""
-    if module.bias is None:
+    if widened.gains(x.dtype, x.device.type, len(x)):
+        widened.product(x, module.weight, module.bias, out=out)
+    elif module.bias is None and len(x) == 1 and one_row.has_tiles():
+        torch.mv(module.weight, x[0], out=out[0])
+    elif module.bias is None:
         torch.mm(x, module.weight.T, out=out)
     else:
         torch.addmm(module.bias, x, module.weight.T, out=out)
     return out
+
+
+def add_product(to: Tensor, x: Tensor, weight: Tensor) -> None:
+    """to += x @ weight.T, of x [rows, in_features] and weight [out_features, in_features]."""
+    if widened.gains(x.dtype, x.device.type, len(x)):
+        to.add_(widened.product(x, weight))
+    else:
+        to.addmm_(x, weight.T)
 
 
 def project(module: Any, x: Tensor, name: str) -> Tensor:
@@ -155,7 +148,7 @@ def mlp_forward(mlp: Any, hidden_state: Tensor, layer_idx: int) -> Tensor | None
     result = rows.new_empty(rows.shape)
     for x, place in _blocks(BLOCK, rows, result):
         both = product(gate_up_proj, x, buffers.take("gate_up", x, len(x), gate_up_proj.out_features))
-        both.addmm_(F.linear(x, down.weight), up.weight.T)
+        add_product(both, F.linear(x, down.weight), up.weight)
         gate, factor = both.chunk(2, -1)
         product(down_proj, mlp.act_fn(gate).mul_(factor), place)
     return result.view(hidden_state.shape)

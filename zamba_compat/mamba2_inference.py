@@ -15,7 +15,8 @@ import torch  # noqa: TID253
 import torch.nn.functional as F  # noqa: TID253
 from torch import Tensor  # noqa: TID253
 
-from .blocked import buffers, is_only_placed, is_unwatched
+from .blocked import is_only_placed, is_unwatched
+from .buffers import buffers
 
 Finish = Callable[[Tensor, Tensor, Tensor], None]
 

@@ -101,12 +101,3 @@ def test_norms(dtype: torch.dtype, rows: int) -> None:
         wanted = norm(x).detach()
     assert got.dtype == wanted.dtype
     assert (got - wanted).abs().max() <= torch.finfo(dtype).eps * 2 * wanted.abs().max()
-
-
-def test_buffers_are_separate_in_inference_mode() -> None:
-    buffers, like = blocked.Buffers(), torch.zeros(1)
-    with torch.inference_mode():
-        buffers.take("a", like, 4).fill_(1)
-    buffers.take("a", like, 4).fill_(2)
-    with torch.inference_mode():
-        assert buffers.take("a", like, 2).tolist() == [1, 1]

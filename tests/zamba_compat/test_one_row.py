@@ -10,7 +10,7 @@ import torch
 
 from zamba_compat import one_row
 
-needs_switch = pytest.mark.skipif(not one_row._has_kernel(), reason="this PyTorch or CPU has no such kernel")
+needs_switch = pytest.mark.skipif(not one_row._is_measured(), reason="this PyTorch has no such kernels")
 
 
 @pytest.fixture(autouse=True)
@@ -79,3 +79,16 @@ def test_what_gains() -> None:
         assert not one_row.gains(weight, 2)
         assert not one_row.gains(weight.float(), 1)
         assert not one_row.gains(weight.to("meta"), 1)
+
+
+@pytest.mark.parametrize("tiles", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_faster_product_is_right(tiles: bool, bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(one_row, "has_tiles", lambda: tiles)
+    layer = torch.nn.Linear(130, 33, bias=bias).bfloat16()
+    x = torch.randn(1, 1, 130).bfloat16()
+    with torch.no_grad(), one_row.faster():
+        got = layer(x)
+    wanted = torch.nn.functional.linear(x.double(), layer.weight.double(), layer.bias.double() if bias else None)
+    assert got.shape == (1, 1, 33)
+    assert (got.double() - wanted).abs().max() < 2**-7 * wanted.abs().max()

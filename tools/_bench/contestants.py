@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+
 from make_checkpoint import weights
 
 NOT_QUANTIZED = ("lm_head", "conv1d")

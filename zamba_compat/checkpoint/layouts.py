@@ -77,9 +77,7 @@ class Contents:
     notes: tuple[str, ...]
 
 
-def read_contents(
-    checkpoint: Checkpoint, *, allow_unknown: bool = False, keep_unused: bool = False
-) -> Contents:
+def read_contents(checkpoint: Checkpoint, *, allow_unknown: bool = False, keep_unused: bool = False) -> Contents:
     """Recognise the layout and check everything that headers and config can tell; reads no tensor.
 
     Args:

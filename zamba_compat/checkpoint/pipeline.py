@@ -163,9 +163,7 @@ class Pipeline:
             start = self._unflushed[1]
             if end - start >= _FLUSH:
                 # Beside the writer: it waits where the disk has as much to do as it takes.
-                self._flushes.append(
-                    self._flusher.submit(_ADVISE, target, start, end - start, os.POSIX_FADV_DONTNEED)
-                )
+                self._flushes.append(self._flusher.submit(_ADVISE, target, start, end - start, os.POSIX_FADV_DONTNEED))
                 self._unflushed = (target, end)
         if self._progress is not None:
             self._progress(count)

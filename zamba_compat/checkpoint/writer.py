@@ -200,9 +200,7 @@ def write_shards(
     )
 
 
-def _begun(
-    order: Sequence[Output], read: Callable[[str], Tensor]
-) -> Iterator[tuple[Output, Iterator[Tensor] | None]]:
+def _begun(order: Sequence[Output], read: Callable[[str], Tensor]) -> Iterator[tuple[Output, Iterator[Tensor] | None]]:
     """Each output and the pieces it comes in; those of the next one are begun, so that nobody waits between two."""
 
     def begin(output: Output) -> Iterator[Tensor] | None:

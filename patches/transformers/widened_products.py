@@ -1,0 +1,41 @@
+"""Multiply 16-bit matrices in float32 where the processor has no instructions for 16 bits.
+
+Symptom:  on a CPU without AVX512-BF16 (for float16: without AVX512-FP16 or AMX) a bfloat16 model takes ten times as
+          long for a prompt as a float32 one.
+Cause:    PyTorch's 16-bit products there are a plain loop, or oneDNN's emulation.
+Upstream: none known.
+Goes:     when PyTorch's products in 16 bits are as fast as those in 32 there; `zamba_compat.widened` says where not.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from zamba_compat.adapters import Adapter
+
+
+def forward(original: Any) -> Any:
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        from zamba_compat.widened import gains, widened
+
+        tokens = args[0] if args else kwargs.get("input_ids")
+        embedded = kwargs.get("inputs_embeds")
+        rows = tokens.numel() if tokens is not None else 0 if embedded is None else embedded.shape[:-1].numel()
+        weight = self.model.embed_tokens.weight
+        if not gains(weight.dtype, weight.device.type, rows):
+            return original(self, *args, **kwargs)
+        with widened():
+            return original(self, *args, **kwargs)
+
+    return forward
+
+
+ADAPTER = Adapter(
+    name="zamba2-widened-products",
+    requires="transformers>=4.49,<5.24",
+    target="transformers.models.zamba2.modeling_zamba2:Zamba2ForCausalLM.forward",
+    replace=forward,
+    signature=("self", "input_ids", "attention_mask", "position_ids", "past_key_values", "inputs_embeds", ...),
+    upstream="none known",
+    ends=None,
+)

@@ -1,0 +1,54 @@
+"""Within a context, F.linear of 16-bit tensors on a CPU by a product of our own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch  # noqa: TID253
+import torch.nn.functional as F  # noqa: TID253
+from torch import Tensor, nn  # noqa: TID253
+from torch.overrides import TorchFunctionMode  # noqa: TID253
+
+SHORT = (torch.bfloat16, torch.float16)
+Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+
+
+class Linears(TorchFunctionMode):
+    """Replaces F.linear, and nothing else, whoever calls it.
+
+    product: of x [rows, in_features], weight [out_features, in_features] and bias [out_features] or None.
+    fits: whether `product` is wanted for a number of rows. Operands that are no plain tensors of one 16-bit dtype on
+        a CPU stay with PyTorch.
+    """
+
+    def __init__(self, product: Product, fits: Callable[[int], bool]) -> None:
+        super().__init__()
+        self._product, self._fits = product, fits
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        found = _operands(*args, **kwargs) if func is F.linear else None
+        if found is None or not self._fits(found[0].shape[:-1].numel()):
+            return func(*args, **kwargs)
+        x, weight, bias = found
+        return self._product(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], len(weight))
+
+
+def _operands(input: Any, weight: Any, bias: Any = None) -> tuple[Tensor, Tensor, Tensor | None] | None:
+    """F.linear's own, by its names for them; None where one of them is of another kind."""
+    for tensor in (input, weight) if bias is None else (input, weight, bias):
+        if (
+            type(tensor) not in (Tensor, nn.Parameter)
+            or tensor.dtype not in SHORT
+            or tensor.dtype != input.dtype
+            or tensor.device.type != "cpu"
+        ):
+            return None
+    return (input, weight, bias) if weight.dim() == 2 else None
