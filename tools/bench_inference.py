@@ -1,9 +1,14 @@
-"""Benchmark: 1.2B in bfloat16 on a CPU: stock transformers, with the import, and a Llama of as many parameters.
+"""Benchmark of inference: with the import, in NF4, stock transformers, and a Llama of as many parameters.
 
-python tools/bench_inference.py [--lengths 128 1024] [--contestants import llama stock] [--rounds 1] [--nf4] [--json]
+    python tools/bench_inference.py [--quick] [--lengths 128 1024] [--contestants import nf4 llama stock] [--rounds 1]
+    python tools/bench_inference.py --lengths 128 1024 4096 16384 --plot docs/speed.svg --write docs/speed.md
 
-Time to the first token, seconds per further token, the peak of anonymous memory above what the model holds, and the
-cache's bytes. Every contestant runs in a process of its own; rounds alternate between them, so that drift hits all.
+Time to the first token, seconds per further token, the peak of memory above what the model holds, and the cache's
+bytes, each contestant in a process of its own (stock and Llama never import zamba_compat); rounds alternate between
+them, so that drift hits all. Prompts beyond 4,096 tokens use use_long_context. Ablations of the technical report are
+contestants, too: no-rope, rank-N (adapters of rank N), long (use_long_context at every length).
+
+ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 shows a processor without 16-bit instructions.
 """
 
 from __future__ import annotations
@@ -13,186 +18,114 @@ import json
 import statistics
 import sys
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from _bench import in_process
+from _bench.contestants import llama_config
+from _bench.speed_report import draw, report
+from zamba_compat.published import PUBLISHED
 
-CONTESTANTS = ("import", "llama", "stock")
-RUN = """
-import json, sys, time
-contestant, lengths, tokens, nf4 = sys.argv[1], json.loads(sys.argv[2]), int(sys.argv[3]), sys.argv[4] == "nf4"
-if contestant == "import":
-    import zamba_compat
-import torch
-from _bench import measured
-from bench_inference import build, cache_bytes
-model = build(contestant, nf4)
-result = {"parameters": sum({p.data_ptr(): p.numel() for p in model.parameters()}.values()), "lengths": {}}
-torch.manual_seed(0)
-with torch.inference_mode():
-    for length in lengths:
-        ids = torch.randint(5, 32000, (1, length))
-        first, peak = [], 0
-        for _ in range(4 if length <= 256 else 1):
-            with measured() as run:
-                cache = model(ids, use_cache=True, logits_to_keep=1).past_key_values
-            first.append(run["seconds"])
-            peak = max(peak, run["peak_bytes"])
-        held, token = cache_bytes(cache), []
-        for _ in range(tokens):
-            start = time.perf_counter()
-            model(ids[:, -1:], past_key_values=cache, use_cache=True)
-            token.append(time.perf_counter() - start)
-        result["lengths"][length] = {"first": sorted(first[-3:])[len(first[-3:]) // 2], "peak": peak,
-            "token": sorted(token)[tokens // 2], "cache": held}
-        del cache
-print(json.dumps(result))
-"""
+RUN = "from _bench.first_token import main; main()"
+USUAL = ("import", "nf4", "llama", "stock")
+TRAINED_UP_TO = 4096
 
 
-def build(contestant: str, nf4: bool) -> Any:
-    """A model with random weights; the Llama has 17 layers as wide as Zamba2's, and one vocabulary."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
-
-    import make_checkpoint
-    import zamba_compat
-    from zamba_compat.published import PUBLISHED
-
-    if contestant == "stock":
-        zamba_compat.uninstall()
-
-    if contestant == "llama":
-        config = LlamaConfig(
-            vocab_size=32000,
-            hidden_size=2048,
-            intermediate_size=8192,
-            num_hidden_layers=17,
-            num_attention_heads=16,
-            num_key_value_heads=16,
-            tie_word_embeddings=True,
-            max_position_embeddings=16384,
-        )
-    else:
-        config = AutoConfig.for_model(**PUBLISHED["1.2B"].config)
-    torch.set_default_dtype(torch.bfloat16)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    torch.set_default_dtype(torch.float32)
-    model.to_empty(device="cpu")
-    model.tie_weights()
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        small = {name: tuple(p.shape) for name, p in model.named_parameters() if p.dim() == 1}
-        for name, tensor in make_checkpoint.weights(small, 0, torch.bfloat16):
-            model.get_parameter(name).copy_(tensor)
-        for name, parameter in model.named_parameters():
-            if parameter.dim() > 1:
-                scale = 0.02 if "embed" in name else parameter.shape[-1] ** -0.5
-                parameter.normal_(0, scale, generator=generator)
-        for module in model.modules():  # to_empty leaves the frequencies undefined
-            if hasattr(module, "inv_freq"):
-                fresh = type(module)(config)
-                module.inv_freq = fresh.inv_freq
-                module.original_inv_freq = fresh.original_inv_freq
-    return (quantized(model) if nf4 else model).eval()
+def contestant(name: str) -> str:
+    """Check a contestant's name."""
+    rank = name.removeprefix("rank-")
+    if name in (*USUAL, "no-rope", "long") or (rank != name and rank.isdigit() and int(rank)):
+        return name
+    raise argparse.ArgumentTypeError(f"{name!r} is not one of {', '.join(USUAL)}, no-rope, rank-N, long")
 
 
-def quantized(model: Any) -> Any:
-    """The linear layers but the head in NF4 with double quantization; one object per weight that is shared."""
-    import bitsandbytes as bnb
-    import torch
-
-    made: dict[int, Any] = {}
-    for owner in list(model.modules()):
-        for name, child in list(owner.named_children()):
-            if type(child) is not torch.nn.Linear or name in ("lm_head", "conv1d"):
-                continue
-            key = child.weight.data_ptr()
-            if key not in made:
-                new = bnb.nn.Linear4bit(
-                    child.in_features,
-                    child.out_features,
-                    bias=False,
-                    compute_dtype=torch.bfloat16,
-                    compress_statistics=True,
-                    quant_type="nf4",
-                )
-                new.weight = bnb.nn.Params4bit(
-                    child.weight.data, requires_grad=False, quant_type="nf4", compress_statistics=True
-                )
-                made[key] = new.to("cpu")
-            setattr(owner, name, made[key])
-    return model
-
-
-def cache_bytes(cache: Any) -> int:
-    """Bytes in the tensors of a cache, however it holds them."""
-    import torch
-
-    seen: dict[int, int] = {}
-
-    def visit(value: Any) -> None:
-        if isinstance(value, torch.Tensor):
-            seen[value.untyped_storage().data_ptr()] = value.nbytes
-        elif isinstance(value, dict):
-            for item in value.values():
-                visit(item)
-        elif isinstance(value, list | tuple):
-            for item in value:
-                visit(item)
-        elif hasattr(value, "__dict__") and type(value).__module__.startswith("transformers."):
-            visit(vars(value))
-
-    visit(getattr(cache, "layers", None) or vars(cache))
-    return sum(seen.values())
+def asked_of(name: str, shape: str, lengths: list[int], options: argparse.Namespace) -> list[dict[str, Any]]:
+    """What `_bench.first_token` is to measure: one process, or two where the longer prompts need another config."""
+    published = PUBLISHED[shape]
+    config: dict[str, Any] = published.config
+    if name == "llama":
+        config = llama_config(config, published.parameters)
+    elif name == "no-rope":
+        config = {**config, "use_mem_rope": False}
+    elif name.startswith("rank-"):
+        config = {**config, "adapter_rank": int(name.removeprefix("rank-"))}
+    if name == "stock":
+        lengths = [length for length in lengths if length <= options.stock_up_to]
+    longer = [] if name == "llama" else [length for length in lengths if length > TRAINED_UP_TO or name == "long"]
+    shorter = [length for length in lengths if length not in longer]
+    parts = [(shorter, config), (longer, {**config, "use_long_context": True})]
+    return [
+        {
+            "config": content,
+            "import": name not in ("llama", "stock"),
+            "nf4": name == "nf4",
+            "device": options.device,
+            "lengths": some,
+            "tokens": options.tokens,
+            "seconds": options.seconds,
+        }
+        for some, content in parts
+        if some
+    ]
 
 
-def median(runs: list[dict[str, Any]], length: int, what: str) -> float:
-    return statistics.median(run["lengths"][str(length)][what] for run in runs)
+def measure(options: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
+    """Every contestant's runs, one per round."""
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in options.contestants}
+    for _ in range(options.rounds):
+        for name in options.contestants:
+            whole: dict[str, Any] = {"lengths": {}}
+            for asked in asked_of(name, options.shape, options.lengths, options):
+                run = in_process(RUN, json.dumps(asked), env={"PYTHONPATH": "tools"})
+                whole = {**run, "lengths": {**whole["lengths"], **run["lengths"]}}
+            found[name].append(whole)
+            print(f"{name}: {whole['lengths']}", file=sys.stderr, flush=True)
+    return found
+
+
+def medians(found: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, Any]]:
+    """Per contestant the medians over the rounds, by length."""
+    result = {}
+    for name, runs in found.items():
+        by_length = {
+            int(length): {what: statistics.median(run["lengths"][length][what] for run in runs) for what in figures}
+            for length, figures in runs[0]["lengths"].items()
+        }
+        result[name] = {**runs[0], "lengths": by_length}
+    return result
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--lengths", type=int, nargs="+", default=[128, 1024], help="tokens of the prompts")
-    parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=list(CONTESTANTS))
-    parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--tokens", type=int, default=12, help="to decode after each prompt")
-    parser.add_argument("--nf4", action="store_true", help="the import's model in NF4, too")
-    parser.add_argument("--json", action="store_true")
+    add = parser.add_argument
+    add("--quick", action="store_true", help="128 tokens, 4 to decode, one round: two minutes")
+    add("--shape", choices=tuple(PUBLISHED), default="1.2B")
+    add("--device", default="cpu")
+    add("--lengths", type=int, nargs="+", default=[128, 1024], help="tokens of the prompts")
+    add("--contestants", type=contestant, nargs="+", default=list(USUAL))
+    add("--stock-up-to", type=int, default=1024, metavar="N", help="tokens of stock's longest prompt")
+    add("--rounds", type=int, default=1)
+    add("--tokens", type=int, default=12, help="to decode after each prompt")
+    add("--seconds", type=float, default=30, help="after which no further token is decoded")
+    add("--plot", type=Path, metavar="FILE", help="draw the curves (needs matplotlib)")
+    add("--write", type=Path, metavar="FILE", help="write the tables")
+    add("--json", action="store_true", help="print every figure")
     options = parser.parse_args()
+    if options.quick:
+        options.lengths, options.tokens, options.rounds = [128], 4, 1
 
-    names = [(name, "bf16") for name in options.contestants] + ([("import", "nf4")] if options.nf4 else [])
-    found: dict[str, list[dict[str, Any]]] = {" ".join(name): [] for name in names}
-    for _ in range(options.rounds):
-        for contestant, weights in names:
-            run = in_process(
-                RUN,
-                contestant,
-                json.dumps(options.lengths),
-                str(options.tokens),
-                weights,
-                env={"PYTHONPATH": "tools"},
-            )
-            found[f"{contestant} {weights}"].append(run)
+    found = measure(options)
     if options.json:
         print(json.dumps(found))
-        return 0
-    print(f"transformers {version('transformers')}, torch {version('torch')}, medians of {options.rounds} rounds:")
-    for length in options.lengths:
-        llama = found.get("llama bf16")
-        for name, runs in found.items():
-            first, token, peak, cache = (median(runs, length, what) for what in ("first", "token", "peak", "cache"))
-            ratios = ""
-            if llama:
-                ratios = (
-                    f" ({first / median(llama, length, 'first'):.2f}, {token / median(llama, length, 'token'):.2f})"
-                )
-            print(
-                f"  {length:>6} tokens, {name:<12} first {first:7.3f} s, each further {1e3 * token:7.1f} ms{ratios}; "
-                f"peak {peak / 1e9:.2f} GB above the model, cache {cache / 1e6:.0f} MB"
-            )
-    print("  in brackets: times the Llama's")
+    figures = medians(found)
+    where = f"transformers {version('transformers')}, torch {version('torch')}, {options.device}, {options.shape}"
+    lines = report(figures, f"{where}, medians of {options.rounds} rounds")
+    if not options.json:
+        print("\n".join(lines))
+    if options.write:
+        options.write.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    if options.plot:
+        draw(figures, options.plot)
     return 0
 
 

@@ -71,6 +71,3 @@ def main() -> None:
     else:
         assert "zamba_compat" not in sys.modules, "stock and Llama are measured without zamba_compat"
     print(json.dumps(result))
-
-
-main()

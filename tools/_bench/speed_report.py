@@ -1,0 +1,117 @@
+"""The tables and the plot of tools/bench_inference.py."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+Figures = Mapping[str, Mapping[str, Any]]
+
+TITLES = {
+    "import": "Zamba2, zamba_compat, bfloat16",
+    "nf4": "Zamba2, zamba_compat, NF4",
+    "llama": "Llama of as many parameters, bfloat16",
+    "stock": "Zamba2, stock, bfloat16",
+    "no-rope": "as the first, without rotary embedding",
+    "long": "as the first, use_long_context",
+}
+
+
+def title(name: str) -> str:
+    """A contestant in words."""
+    return TITLES.get(name) or f"as the first, adapters of rank {name.removeprefix('rank-')}"
+
+
+def report(figures: Figures, where: str) -> list[str]:
+    """Markdown: what was measured, and the technical report's claims beside it."""
+    lines = [f"{where}; {processor()}.", ""]
+    lines += ["| prompt | model | first token, s | x Llama | each further, ms | x Llama | peak above the model, GB | "
+              "cache, MB |", "| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: |"]  # fmt: skip
+    lengths = sorted({length for one in figures.values() for length in one["lengths"]})
+    for length in lengths:
+        llama = figures.get("llama", {}).get("lengths", {}).get(length)
+        for name, one in figures.items():
+            found = one["lengths"].get(length)
+            if found is None:
+                continue
+            first, token = (f"{found[what] / llama[what]:.2f}" if llama else "" for what in ("first", "token"))
+            lines.append(
+                f"| {length} | {title(name)} | {found['first']:.2f} | {first} | {1e3 * found['token']:.0f} | {token} | "
+                f"{found['peak'] / 1e9:.2f} | {found['cache'] / 1e6:.0f} |"
+            )
+    return lines + claims(figures, lengths)
+
+
+def claims(figures: Figures, lengths: list[int]) -> list[str]:
+    """The report's three promises against what this machine shows."""
+    if not {"import", "llama"} <= set(figures):
+        return []
+    ours, llama = figures["import"]["lengths"], figures["llama"]["lengths"]
+    both = [length for length in lengths if length in ours and length in llama]
+    lines = ["", "| against a transformer of its size | technical report | " + " | ".join(map(str, both)) + " |"]
+    lines.append("| --- | ---: | " + " | ".join("---:" for _ in both) + " |")
+    first = [f"{100 * (ours[n]['first'] / llama[n]['first'] - 1):+.0f}%" for n in both]
+    speed = [f"{llama[n]['token'] / ours[n]['token']:.2f} x" for n in both]
+    cache = [f"{llama[n]['cache'] / ours[n]['cache']:.2f} x" for n in both]
+    lines.append("| time to the first token | -30 to -50% | " + " | ".join(first) + " |")
+    lines.append("| tokens per second | 4 x | " + " | ".join(speed) + " |")
+    lines.append("| cache, all of it, smaller by | 6 x | " + " | ".join(cache) + " |")
+    if len(both) > 1:
+        per_token = {name: _per_token(figures[name]["lengths"], both) for name in ("import", "llama")}
+        lines.append("")
+        lines.append(
+            f"Cache per token: {per_token['import']:,.0f} bytes, the Llama's {per_token['llama']:,.0f}; "
+            f"{per_token['llama'] / per_token['import']:.2f} x smaller."
+        )
+    return lines
+
+
+def _per_token(by_length: Mapping[int, Mapping[str, float]], lengths: list[int]) -> float:
+    short, long = lengths[0], lengths[-1]
+    return (by_length[long]["cache"] - by_length[short]["cache"]) / (long - short)
+
+
+def processor() -> str:
+    """The processor in words, with the 16-bit instructions that PyTorch sees."""
+    import torch
+
+    name = platform.machine()
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith("model name"):
+                name = line.partition(":")[2].strip()
+                break
+    except OSError:
+        pass
+    found = [
+        words
+        for words, test in (("AVX512-BF16", "_is_avx512_bf16_supported"), ("AMX", "_is_amx_tile_supported"))
+        if getattr(torch.cpu, test, lambda: False)()
+    ]
+    return f"{name}, {torch.get_num_threads()} threads, {' and '.join(found) or 'no 16-bit instructions'}"
+
+
+def draw(figures: Figures, file: Path) -> None:
+    """Three curves over the prompt's length: time to the first token, tokens per second, cache."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 4), layout="constrained")
+    panels = figure.subplots(1, 3)
+    for name, one in figures.items():
+        lengths = sorted(one["lengths"])
+        rows = [one["lengths"][length] for length in lengths]
+        for axes, values in zip(
+            panels,
+            ([r["first"] for r in rows], [1 / r["token"] for r in rows], [r["cache"] / 1e6 for r in rows]),
+            strict=True,
+        ):
+            axes.plot(lengths, values, marker="o", label=title(name))
+    for axes, label in zip(panels, ("seconds to the first token", "tokens per second", "cache, MB"), strict=True):
+        axes.set(xlabel="tokens of the prompt", ylabel=label, xscale="log")
+        axes.set_ylim(bottom=0)
+    panels[0].set_yscale("log")
+    panels[2].set_yscale("log")
+    panels[0].legend(fontsize="small")
+    figure.savefig(file, metadata={"Date": None} if file.suffix == ".svg" else None)
