@@ -35,6 +35,9 @@ ROWS = 32  # of one block of the kernel, which ends the process if it meets a sm
 # For more tokens at once, unpacking and dequantizing the weight pays: the product after it takes two thirds of the
 # kernel's time. Measured over all shapes of the published models, see docs/bitsandbytes-cpu.md.
 MOST_TOKENS = 512
+# With tile instructions that product takes a seventh, and the kernel, which has none, 0.28 ms per token and weight of
+# 8512 x 2048: unpacking and dequantizing, 28 ms, pay much earlier.
+MOST_TOKENS_BESIDE_TILES = 96
 MODULES = "bitsandbytes.nn.modules"
 
 _packed: Any = None  # the weights that are packed now, held weakly
@@ -179,6 +182,12 @@ def _passing(module: Any) -> bool:
     return bool(getattr(getattr(module, "_hf_hook", None), "offload", False))
 
 
+def _most_tokens() -> int:
+    from zamba_compat.one_row import has_tiles
+
+    return MOST_TOKENS_BESIDE_TILES if has_tiles() else MOST_TOKENS
+
+
 def forward(original: Any) -> Any:
     def forward(self: Any, x: Any) -> Any:
         weight = self.weight
@@ -197,6 +206,10 @@ def matmul_4bit(original: Any) -> Any:
     def matmul_4bit(A: Any, B: Any, quant_state: Any, out: Any = None, bias: Any = None) -> Any:
         import torch
 
+        if A.device.type == "cpu" and A.dim() > 2 and out is None:
+            # With more dimensions the plain path copies the dequantized weight to transpose it.
+            result = matmul_4bit(A.reshape(-1, A.shape[-1]), B, quant_state, bias=bias)
+            return result.reshape(*A.shape[:-1], result.shape[-1])
         if getattr(quant_state, "cpu_plain", None) is None:
             return original(A, B, quant_state, out=out, bias=bias)
         weight = B.data
@@ -206,7 +219,7 @@ def matmul_4bit(original: Any) -> Any:
             return original(A, B, quant_state, out=out, bias=bias)
         rows, columns = quant_state.shape
         gradient = torch.is_grad_enabled() and A.requires_grad
-        fits = A.shape[-1] == columns and 0 < A.numel() <= MOST_TOKENS * columns
+        fits = A.shape[-1] == columns and 0 < A.numel() <= _most_tokens() * columns
         if gradient or A.device.type != "cpu" or not fits:
             return original(A, plain(weight, quant_state).t(), quant_state, out=out, bias=bias)
         absmax = getattr(quant_state, "cpu_absmax", None)
