@@ -23,6 +23,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--window", type=int, default=512, metavar="N", help="tokens per forward (default: %(default)s)")
     add("--stride", type=int, metavar="N", help="tokens from one window to the next (default: the window)")
     add("--max-new-tokens", type=int, default=64, metavar="N", help="of an answer (default: %(default)s)")
+    add(
+        "--ablate",
+        action="append",
+        default=[],
+        metavar="PART",
+        help="judge each model again without: no-rope, rank-N (of the adapters); or with: long (use_long_context)",
+    )
     add("--show-answers", action="store_true", help="each question with its answer")
     inference.add_loading(parser)
 
@@ -50,6 +57,7 @@ def run(options: argparse.Namespace) -> int:
         stride=options.stride,
         max_new_tokens=options.max_new_tokens,
         progress=tell,
+        ablate=options.ablate,
     )
     if rank():
         return 0

@@ -22,7 +22,7 @@ class Evaluated:
     """One model.
 
     Attributes:
-        model: as given.
+        model: as given, with the ablation in brackets.
         perplexities: text's name -> perplexity.
         answers: to each question; empty where none were asked.
         bytes: that its parameters and buffers hold, each storage once.
@@ -78,6 +78,7 @@ def evaluate(
     stride: int | None = None,
     max_new_tokens: int = MOST_TOKENS,
     progress: Callable[[str, str], object] | None = None,
+    ablate: Sequence[str] = (),
 ) -> Evaluation:
     """Judge models by the perplexity of texts and by questions.
 
@@ -91,6 +92,7 @@ def evaluate(
         window, stride: see `scoring.perplexity`.
         max_new_tokens: of an answer.
         progress: called with the model and what is done to it.
+        ablate: each model is judged as it is, and again without each of these parts; see `ablations.check`.
 
     Raises:
         ZambaCompatError: nothing to judge by; a model that cannot be loaded.
@@ -99,10 +101,15 @@ def evaluate(
         raise ZambaCompatError("There is nothing to judge by.", remedy="Give a --text, or ask the --questions.")
     how = how or Loading()
     how = dataclasses.replace(how, device=processes.local_device(how.device))
+    ways = [how, *(dataclasses.replace(how, ablate=part) for part in ablate)]
     tell = progress or (lambda model, what: None)
     with processes.group():
         return Evaluation(
-            [_one(model, how, texts or {}, list(questions), window, stride, max_new_tokens, tell) for model in models]
+            [
+                _one(model, way, texts or {}, list(questions), window, stride, max_new_tokens, tell)
+                for model in models
+                for way in ways
+            ]
         )
 
 
@@ -116,8 +123,9 @@ def _one(
     max_new_tokens: int,
     tell: Callable[[str, str], object],
 ) -> Evaluated:
+    path, model = model, model if how.ablate is None else f"{model} ({how.ablate})"
     tell(model, "loading")
-    loaded = load(model, how)
+    loaded = load(path, how)
     start = time.perf_counter()
     perplexities = {}
     for name, text in texts.items():

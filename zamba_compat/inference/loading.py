@@ -11,6 +11,8 @@ from typing import Any
 
 from zamba_compat.errors import CheckpointError, ZambaCompatError
 
+from . import ablations
+
 LOADS = ("auto", "4bit", "8bit", "bf16", "fp16", "fp32")
 _DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
@@ -24,15 +26,19 @@ class Loading:
             checkpoint as it is stored. One that is quantized already is "auto", or what it is.
         device: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1".
         seed: of every random generator.
+        ablate: what to leave out, see `ablations.check`.
     """
 
     load: str = "auto"
     device: str = "auto"
     seed: int = 0
+    ablate: str | None = None
 
     def __post_init__(self) -> None:
         if self.load not in LOADS:
             raise ZambaCompatError(f"{self.load!r} is no way to load.", remedy=f"Use one of {', '.join(LOADS)}.")
+        if self.ablate is not None:
+            ablations.check(self.ablate)
 
 
 @dataclass(frozen=True)
@@ -77,6 +83,9 @@ def load(name: str, how: Loading | None = None) -> Loaded:
         raise ZambaCompatError(f"A package is missing: {error}.", where=name, remedy=remedy) from error
     except OSError as error:
         raise _absent(name, error) from error
+    rank = None if how.ablate is None else ablations.rank_of(how.ablate)
+    if rank is not None:
+        ablations.truncate_adapters(model, rank, name)
     seconds = time.perf_counter() - start
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
@@ -142,6 +151,8 @@ def _words(name: str, how: Loading, device: str) -> dict[str, Any]:
         raise _absent(name, error) from error
     stored = _stored_quantization(config)
     words: dict[str, Any] = {"torch_dtype": _DTYPES.get(how.load, "auto")}
+    if how.ablate is not None:
+        words["config"] = ablations.changed(config, how.ablate, name)
     if stored is not None:
         if how.load not in ("auto", stored):
             raise CheckpointError(
