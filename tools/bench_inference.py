@@ -39,6 +39,14 @@ def contestant(name: str) -> str:
     raise argparse.ArgumentTypeError(f"{name!r} is not one of {', '.join(USUAL)}, no-rope, rank-N, long")
 
 
+def limit(text: str) -> tuple[str, int]:
+    """NAME=N as a contestant's name and a number."""
+    name, _, number = text.partition("=")
+    if not number.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=N")
+    return contestant(name), int(number)
+
+
 def asked_of(name: str, shape: str, lengths: list[int], options: argparse.Namespace) -> list[dict[str, Any]]:
     """What `_bench.first_token` is to measure: one process, or two where the longer prompts need another config."""
     published = PUBLISHED[shape]
@@ -49,8 +57,8 @@ def asked_of(name: str, shape: str, lengths: list[int], options: argparse.Namesp
         config = {**config, "use_mem_rope": False}
     elif name.startswith("rank-"):
         config = {**config, "adapter_rank": int(name.removeprefix("rank-"))}
-    if name == "stock":
-        lengths = [length for length in lengths if length <= options.stock_up_to]
+    most = dict([("stock", 1024), *options.up_to]).get(name)
+    lengths = [length for length in lengths if most is None or length <= most]
     longer = [] if name == "llama" else [length for length in lengths if length > TRAINED_UP_TO or name == "long"]
     shorter = [length for length in lengths if length not in longer]
     parts = [(shorter, config), (longer, {**config, "use_long_context": True})]
@@ -103,7 +111,7 @@ def main() -> int:
     add("--device", default="cpu")
     add("--lengths", type=int, nargs="+", default=[128, 1024], help="tokens of the prompts")
     add("--contestants", type=contestant, nargs="+", default=list(USUAL))
-    add("--stock-up-to", type=int, default=1024, metavar="N", help="tokens of stock's longest prompt")
+    add("--up-to", type=limit, action="append", default=[], metavar="NAME=N", help="a contestant's longest prompt")
     add("--rounds", type=int, default=1)
     add("--tokens", type=int, default=12, help="to decode after each prompt")
     add("--seconds", type=float, default=30, help="after which no further token is decoded")
