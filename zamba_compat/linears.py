@@ -1,8 +1,9 @@
-"""Within a context, F.linear of 16-bit tensors on a CPU by a product of our own."""
+"""Within a context, F.linear of 16-bit tensors on a CPU by a product of our own; and a model's forward within one."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch  # noqa: TID253
@@ -52,3 +53,22 @@ def _operands(input: Any, weight: Any, bias: Any = None) -> tuple[Tensor, Tensor
         ):
             return None
     return (input, weight, bias) if weight.dim() == 2 else None
+
+
+def forward_within(original: Any, context: Callable[[Tensor, int], AbstractContextManager[object] | None]) -> Any:
+    """The forward of a causal language model, in the context for its embedding weight and its rows of input.
+
+    Rows are tokens times batch. `context` returns None where nothing is to be changed.
+    """
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        tokens = args[0] if args else kwargs.get("input_ids")
+        embedded = kwargs.get("inputs_embeds")
+        rows = tokens.numel() if tokens is not None else 0 if embedded is None else embedded.shape[:-1].numel()
+        found = context(self.model.embed_tokens.weight, rows)
+        if found is None:
+            return original(self, *args, **kwargs)
+        with found:
+            return original(self, *args, **kwargs)
+
+    return forward

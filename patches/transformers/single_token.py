@@ -14,21 +14,13 @@ from zamba_compat.adapters import Adapter
 
 
 def forward(original: Any) -> Any:
-    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        from zamba_compat.one_row import faster, gains
+    from zamba_compat.linears import forward_within
+    from zamba_compat.one_row import faster, gains
 
-        tokens = args[0] if args else kwargs.get("input_ids")
-        if tokens is None:
-            embedded = kwargs.get("inputs_embeds")
-            rows = 0 if embedded is None else embedded.shape[:-1].numel()
-        else:
-            rows = tokens.numel()
-        if not gains(self.model.embed_tokens.weight, rows):
-            return original(self, *args, **kwargs)
-        with faster():
-            return original(self, *args, **kwargs)
+    def context(weight: Any, rows: int) -> Any:
+        return faster() if gains(weight, rows) else None
 
-    return forward
+    return forward_within(original, context)
 
 
 ADAPTER = Adapter(

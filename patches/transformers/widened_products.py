@@ -15,19 +15,13 @@ from zamba_compat.adapters import Adapter
 
 
 def forward(original: Any) -> Any:
-    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        from zamba_compat.widened import gains, widened
+    from zamba_compat.linears import forward_within
+    from zamba_compat.widened import gains, widened
 
-        tokens = args[0] if args else kwargs.get("input_ids")
-        embedded = kwargs.get("inputs_embeds")
-        rows = tokens.numel() if tokens is not None else 0 if embedded is None else embedded.shape[:-1].numel()
-        weight = self.model.embed_tokens.weight
-        if not gains(weight.dtype, weight.device.type, rows):
-            return original(self, *args, **kwargs)
-        with widened():
-            return original(self, *args, **kwargs)
+    def context(weight: Any, rows: int) -> Any:
+        return widened() if gains(weight.dtype, weight.device.type, rows) else None
 
-    return forward
+    return forward_within(original, context)
 
 
 ADAPTER = Adapter(
