@@ -24,6 +24,7 @@ from typing import Any
 from _bench import in_process
 from _bench.contestants import llama_config
 from _bench.speed_report import draw, report
+from zamba_compat.inference.ablations import rank_of
 from zamba_compat.published import PUBLISHED
 
 RUN = "from _bench.first_token import main; main()"
@@ -33,8 +34,7 @@ TRAINED_UP_TO = 4096
 
 def contestant(name: str) -> str:
     """Check a contestant's name."""
-    rank = name.removeprefix("rank-")
-    if name in (*USUAL, "no-rope", "long") or (rank != name and rank.isdigit() and int(rank)):
+    if name in (*USUAL, "no-rope", "long") or rank_of(name):
         return name
     raise argparse.ArgumentTypeError(f"{name!r} is not one of {', '.join(USUAL)}, no-rope, rank-N, long")
 
@@ -55,8 +55,8 @@ def asked_of(name: str, shape: str, lengths: list[int], options: argparse.Namesp
         config = llama_config(config, published.parameters)
     elif name == "no-rope":
         config = {**config, "use_mem_rope": False}
-    elif name.startswith("rank-"):
-        config = {**config, "adapter_rank": int(name.removeprefix("rank-"))}
+    elif rank := rank_of(name):
+        config = {**config, "adapter_rank": rank}
     most = dict([("stock", 1024), *options.up_to]).get(name)
     lengths = [length for length in lengths if most is None or length <= most]
     longer = [] if name == "llama" else [length for length in lengths if length > TRAINED_UP_TO or name == "long"]

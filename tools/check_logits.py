@@ -26,6 +26,7 @@ from zamba_compat.published import PUBLISHED
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
+from conformance.helpers import relative
 from support.reference import forward
 
 ALONE = 4  # tokens decoded one by one
@@ -44,10 +45,6 @@ def computed(directory: Path, ids: Tensor, dtype: str) -> Tensor:
             step = model(ids[:, position : position + 1], past_key_values=cache, use_cache=True)
             parts.append(step.logits)
     return torch.cat(parts, 1).double()
-
-
-def relative(got: Tensor, wanted: Tensor) -> float:
-    return float(torch.linalg.vector_norm(got - wanted) / torch.linalg.vector_norm(wanted))
 
 
 def main() -> int:

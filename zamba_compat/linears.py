@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -13,6 +14,12 @@ from torch.overrides import TorchFunctionMode  # noqa: TID253
 
 SHORT = (torch.bfloat16, torch.float16)
 Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+
+
+def onednn_on_x86() -> bool:
+    """Whether PyTorch hands products to oneDNN on the processors that these were measured on."""
+    on_x86 = platform.machine().lower() in ("x86_64", "amd64")
+    return on_x86 and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
 
 
 class Linears(TorchFunctionMode):

@@ -13,7 +13,6 @@ With tile instructions (AMX) oneDNN's product of a matrix and a vector is the fa
 from __future__ import annotations
 
 import os
-import platform
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -22,7 +21,7 @@ from functools import cache
 import torch  # noqa: TID253
 from torch import Tensor  # noqa: TID253
 
-from .linears import Linears
+from .linears import Linears, onednn_on_x86
 
 _switching = threading.Lock()
 
@@ -90,8 +89,7 @@ def _has_kernel() -> bool:
 
 def _is_measured() -> bool:
     release = tuple(int(part) for part in torch.__version__.split(".")[:2])
-    on_x86 = platform.machine().lower() in ("x86_64", "amd64")
-    return release >= (2, 6) and on_x86 and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return release >= (2, 6) and onednn_on_x86()
 
 
 def _isa_allows(part: str) -> bool:

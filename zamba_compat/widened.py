@@ -8,14 +8,13 @@ again. A product summed in float32 and rounded once is at least as exact as the 
 
 from __future__ import annotations
 
-import platform
 from functools import cache
 
 import torch  # noqa: TID253
 from torch import Tensor  # noqa: TID253
 
 from .buffers import buffers
-from .linears import SHORT, Linears
+from .linears import SHORT, Linears, onednn_on_x86
 
 FEWEST = 4  # rows; for fewer, reading the weight once costs more than the products
 _PART = 1 << 20  # numbers of a weight that are copied at a time
@@ -39,11 +38,9 @@ def has_instructions(dtype: torch.dtype) -> bool:
 
     ONEDNN_MAX_CPU_ISA, which limits what oneDNN uses, counts as the processor.
     """
-    if platform.machine().lower() not in ("x86_64", "amd64"):
-        return True
     kind = "bf16" if dtype == torch.bfloat16 else "fp16"
     supported = getattr(torch.ops.mkldnn, f"_is_mkldnn_{kind}_supported", None)
-    if not torch.backends.mkldnn.is_available() or supported is None:  # type: ignore[no-untyped-call]
+    if supported is None or not onednn_on_x86():
         return True
     # oneDNN takes bfloat16 on every AVX-512, and multiplies in float32 after all where there is no instruction.
     native = getattr(torch.cpu, "_is_avx512_bf16_supported", None) if kind == "bf16" else None

@@ -1,8 +1,8 @@
 """One contestant of tools/bench_inference.py, measured in this process: JSON in argv[1], JSON on the last line.
 
 In: config, import (whether to import zamba_compat), nf4, device, lengths, tokens, seconds (stop decoding after).
-Out: parameters, model_bytes, and per length: first (seconds to the first token), token (seconds per further one),
-peak (bytes above the model), cache (bytes), skipped (why a length was not run).
+Out: parameters, and per length: first (seconds to the first token), token (seconds per further one), peak (bytes above
+the model), cache (bytes).
 """
 
 from __future__ import annotations
@@ -29,10 +29,8 @@ def main() -> None:
             torch.cuda.synchronize()
 
     model = contestants.build(asked["config"], torch.bfloat16, device, asked["nf4"])
-    held = {p.data_ptr(): p for p in model.parameters()}
     result: dict[str, Any] = {
-        "parameters": sum(p.numel() for p in held.values()),
-        "model_bytes": sum(p.nbytes for p in held.values()),
+        "parameters": sum({p.data_ptr(): p.numel() for p in model.parameters()}.values()),
         "lengths": {},
     }
     torch.manual_seed(0)
@@ -65,9 +63,5 @@ def main() -> None:
                 "cache": cached,
             }
             del cache
-            print(f"{length} tokens: {warm[len(warm) // 2]:.2f} s", file=sys.stderr, flush=True)
-    if asked["import"]:
-        result["zamba_compat"] = True
-    else:
-        assert "zamba_compat" not in sys.modules, "stock and Llama are measured without zamba_compat"
+    assert asked["import"] or "zamba_compat" not in sys.modules, "stock and Llama are measured without zamba_compat"
     print(json.dumps(result))

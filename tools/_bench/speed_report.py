@@ -74,8 +74,11 @@ def _per_token(by_length: Mapping[int, Mapping[str, float]], lengths: list[int])
 
 
 def processor() -> str:
-    """The processor in words, with the 16-bit instructions that PyTorch sees."""
+    """The processor in words, with the 16-bit instructions that oneDNN may use."""
     import torch
+
+    from zamba_compat.one_row import has_tiles
+    from zamba_compat.widened import has_instructions
 
     name = platform.machine()
     try:
@@ -85,11 +88,7 @@ def processor() -> str:
                 break
     except OSError:
         pass
-    found = [
-        words
-        for words, test in (("AVX512-BF16", "_is_avx512_bf16_supported"), ("AMX", "_is_amx_tile_supported"))
-        if getattr(torch.cpu, test, lambda: False)()
-    ]
+    found = ["AVX512-BF16"] * has_instructions(torch.bfloat16) + ["AMX"] * has_tiles()
     return f"{name}, {torch.get_num_threads()} threads, {' and '.join(found) or 'no 16-bit instructions'}"
 
 
