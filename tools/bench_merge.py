@@ -1,6 +1,6 @@
 """Benchmark: two checkpoints of a published shape merged by `zamba-compat merge`, by mergekit, by the study's script.
 
-    python tools/bench_merge.py                 # 1.2B + 1.2B, everything once, beside `cp -r` of one parent
+    python tools/bench_merge.py --times 3       # 1.2B + 1.2B, everything in turn, beside `cp -r` of one parent
     python tools/bench_merge.py --shape 7B      # 7B + 7B by zamba-compat alone in a hard 8 GB, then loaded in NF4
     python tools/bench_merge.py --quick         # a tiny shape: does it run?
 
@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -113,23 +114,28 @@ def line(what: str, run: dict[str, Any], ours: dict[str, Any] | None = None) -> 
     return text if ours is None else f"{text}; {run['seconds'] / ours['seconds']:.2f} x as long as zamba-compat"
 
 
-def compare(work: Path, parents: list[Path], config: Path) -> None:
-    """Everything once, in turn, each output removed before the next."""
+def compare(work: Path, parents: list[Path], config: Path, times: int) -> None:
+    """Everything in turn, each output removed before the next, and all of it several times: the medians."""
     out, env = work / "out", {"PYTHONPATH": ":".join(map(str, overlays.mergekit()))}
-    start = time.perf_counter()
-    subprocess.run(["cp", "-r", str(parents[0]), str(out)], check=True)
-    runs = {"cp -r": {"seconds": time.perf_counter() - start}}
-    shutil.rmtree(out)
-    for what, code, arguments in (
-        ("zamba-compat merge", OURS, [str(config), str(out)]),
-        ("mergekit 0.1.5", MERGEKIT, [str(config), str(out), "without"]),
-        ("mergekit 0.1.5 with the import", MERGEKIT, [str(config), str(out), "with"]),
-        ("the study's script", STUDYS, [*map(str, parents), str(out)]),
-    ):
-        runs[what] = in_process(code, *arguments, env=env)
+    runs: dict[str, list[dict[str, Any]]] = {}
+    for _ in range(times):
+        start = time.perf_counter()
+        subprocess.run(["cp", "-r", str(parents[0]), str(out)], check=True)
+        runs.setdefault("cp -r", []).append({"seconds": time.perf_counter() - start})
         shutil.rmtree(out)
-    for what, run in runs.items():
-        print(line(what, run, None if what.startswith("zamba") else runs["zamba-compat merge"]), flush=True)
+        for what, code, arguments in (
+            ("zamba-compat merge", OURS, [str(config), str(out)]),
+            ("mergekit 0.1.5", MERGEKIT, [str(config), str(out), "without"]),
+            ("mergekit 0.1.5 with the import", MERGEKIT, [str(config), str(out), "with"]),
+            ("the study's script", STUDYS, [*map(str, parents), str(out)]),
+        ):
+            runs.setdefault(what, []).append(in_process(code, *arguments, env=env))
+            shutil.rmtree(out)
+    medians = {what: {key: median(run[key] for run in of) for key in of[0]} for what, of in runs.items()}
+    for what, of in runs.items():
+        each = ", ".join(f"{run['seconds']:.2f}" for run in of)
+        text = line(what, medians[what], None if what.startswith("zamba") else medians["zamba-compat merge"])
+        print(text + (f" ({each})" if times > 1 else ""), flush=True)
 
 
 def within(work: Path, config: Path, limit: int) -> None:
@@ -153,6 +159,7 @@ def main() -> int:
     parser.add_argument("--shape", choices=PUBLISHED, default="1.2B")
     parser.add_argument("--limit", type=float, help="GB; merges with zamba-compat alone, as --shape 7B does with 8")
     parser.add_argument("--quick", action="store_true", help="the shape's layers, hardly any width")
+    parser.add_argument("--times", type=int, default=1, help="run all of them so often, and print the medians")
     parser.add_argument("--work", type=Path, help="a directory with room for three times the checkpoint")
     options = parser.parse_args()
     limit = options.limit or (8.0 if options.shape == "7B" else None)
@@ -166,7 +173,7 @@ def main() -> int:
         config.write_text(yaml.safe_dump(configuration(parents, shape["num_hidden_layers"])))
         print(f"{options.shape} + {options.shape}, {size / 1e9:.2f} GB each in bfloat16:", flush=True)
         if limit is None:
-            compare(work, parents, config)
+            compare(work, parents, config, options.times)
         else:
             within(work, config, int(limit * 1e9))
     return 0

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-PIECE = 2**20  # elements; measured: smaller ones lose time between operations, larger ones leave the cache
+PIECE = 2**20  # elements that one thread computes before it is asked for more; smaller ones cost more switches
+_BLOCK = 2**17  # elements in float32 at once: three of these stay in a processor's own cache, for every operation
 _MOST = 8  # threads
 _AHEAD = 4  # results per thread that are computed before they are asked for
 _T = TypeVar("_T")
@@ -57,29 +58,28 @@ class Workers:
         self._threads.shutdown(wait=True, cancel_futures=True)
 
     def floats(self, slot: int, piece: Tensor) -> Tensor:
-        """A copy of at most PIECE elements in float32, in this thread's own memory: new memory costs more than sums."""
+        """A copy of at most a block in float32, in this thread's own memory: new memory costs more than sums."""
         import torch
 
         kept = self._own.__dict__.setdefault("kept", {})
         if slot not in kept:
-            kept[slot] = torch.empty(PIECE)
+            kept[slot] = torch.empty(_BLOCK)
         copy: Tensor = kept[slot][: piece.numel()].copy_(piece)
         return copy
 
-    def result(self, total: Tensor, dtype: torch.dtype) -> Tensor:
-        """A copy in `dtype` of at most PIECE elements, in memory that is used again when nothing refers to the copy."""
+    def result(self, count: int, dtype: torch.dtype) -> Tensor:
+        """At most PIECE elements to be written, in memory that is used again when nothing refers to them."""
         import numpy as np
         import torch
 
-        nbytes = total.numel() * dtype.itemsize
+        nbytes = count * dtype.itemsize
         try:
             memory = self._free.pop()
         except IndexError:
             memory = np.empty(PIECE * 8, np.uint8)  # pages that no result has needed take no memory
         own = memory[:nbytes]  # every view of the tensor keeps this one alive
         weakref.finalize(own, self._free.append, memory).atexit = False
-        copy: Tensor = torch.from_numpy(own).view(dtype).copy_(total)
-        return copy
+        return torch.from_numpy(own).view(dtype)
 
     @property
     def memory(self) -> int:
@@ -87,17 +87,12 @@ class Workers:
         return self.count * (3 + _AHEAD) * 4 * PIECE
 
     def start(self, work: Callable[[int], _T], count: int) -> Callable[[], list[_T]]:
-        """Begin work(0), work(1), ...; what is returned waits for all of it. One alone is left to the caller."""
-        if count == 1:
-            return lambda: [work(0)]
+        """Begin work(0), work(1), ...; what is returned waits for all of it."""
         begun = [self._threads.submit(work, number) for number in range(count)]
         return lambda: [one.result() for one in begun]
 
     def map(self, work: Callable[[int], _T], count: int) -> Iterator[_T]:
         """work(0), work(1), ... in this order; a few are computed ahead of the one that is taken."""
-        if count == 1:
-            yield work(0)
-            return
         waiting: deque[Future[_T]] = deque()
         try:
             for number in range(count):
@@ -145,10 +140,13 @@ class Weighted:
 
         def one(number: int) -> Tensor:
             parts = [flat[number * PIECE : (number + 1) * PIECE] for flat in flats]
-            total = run.workers.floats(0, parts[0]).mul_(self.coefficients[0])
-            for part, coefficient in zip(parts[1:], self.coefficients[1:], strict=True):
-                total.add_(run.workers.floats(1, part), alpha=coefficient)
-            return run.workers.result(total, run.dtype)
+            out = run.workers.result(parts[0].numel(), run.dtype)
+            for block, *blocks in zip(*(_cut(part, _BLOCK) for part in (out, *parts)), strict=True):
+                total = run.workers.floats(0, blocks[0]).mul_(self.coefficients[0])
+                for other, coefficient in zip(blocks[1:], self.coefficients[1:], strict=True):
+                    total.add_(run.workers.floats(1, other), alpha=coefficient)
+                block.copy_(total)
+            return out
 
         yield from run.workers.map(one, count)
 
@@ -169,9 +167,12 @@ class WholeSlerp:
         a, b = (tensor.reshape(-1) for tensor in tensors)
 
         def products(number: int) -> tuple[float, float, float]:
-            pieces = (flat[number * PIECE : (number + 1) * PIECE] for flat in (a, b))
-            x, y = (run.workers.floats(slot, piece) for slot, piece in enumerate(pieces))
-            return float(torch.dot(x, x)), float(torch.dot(x, y)), float(torch.dot(y, y))
+            aa = ab = bb = 0.0
+            pieces = (_cut(flat[number * PIECE : (number + 1) * PIECE], _BLOCK) for flat in (a, b))
+            for blocks in zip(*pieces, strict=True):
+                x, y = (run.workers.floats(slot, block) for slot, block in enumerate(blocks))
+                aa, ab, bb = (aa + float(torch.dot(x, x)), ab + float(torch.dot(x, y)), bb + float(torch.dot(y, y)))
+            return aa, ab, bb
 
         count = max(1, math.ceil(a.numel() / PIECE))
         return self._added(run.workers.start(products, count), tensors, run)
@@ -286,6 +287,10 @@ class Blend:
 
     def _tell(self, what: str, count: int) -> None:
         self.fallbacks[what] = self.fallbacks.get(what, 0) + count
+
+
+def _cut(flat: Tensor, size: int) -> list[Tensor]:
+    return [flat[at : at + size] for at in range(0, flat.numel(), size)]
 
 
 def _float(piece: Tensor) -> Tensor:
