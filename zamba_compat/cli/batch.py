@@ -31,6 +31,7 @@ def run(options: argparse.Namespace) -> int:
     from tqdm import tqdm  # type: ignore[import-untyped]
 
     from zamba_compat.inference.batching import run_batch
+    from zamba_compat.inference.fingerprint import fingerprint
     from zamba_compat.inference.loading import load
 
     silent = options.quiet or not sys.stderr.isatty()
@@ -45,7 +46,12 @@ def run(options: argparse.Namespace) -> int:
             options.output,
             lambda: load(options.model, how),
             sampling,
-            identity={"model": options.model, "load": options.load, "seed": options.seed},
+            identity={
+                "model": options.model,
+                "model_files": fingerprint(options.model),
+                "load": options.load,
+                "seed": options.seed,
+            },
             batch_size=options.batch_size,
             overwrite=options.overwrite,
             progress=show,

@@ -100,7 +100,7 @@ def run_batch(
         output: gets {"index", "id", "text", "prompt_tokens", "new_tokens", "finish_reason"} for each, in order.
         load: gives the model; not called where nothing is left to do.
         sampling: how. Sampled answers depend on where a run was interrupted; greedy ones do not.
-        identity: what the answers depend on besides the requests: the model's name, how it is loaded, the seed.
+        identity: what the answers depend on besides the requests: the model, how it is loaded, the seed.
         batch_size: prompts at once, padded on the left. Greedy answers do not depend on it, up to rounding.
         overwrite: begin anew.
         progress: called with answers done and all.

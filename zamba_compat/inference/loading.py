@@ -183,6 +183,9 @@ def _stored_quantization(config: Any) -> str | None:
     if found is None:
         return None
     words = found if isinstance(found, dict) else found.to_dict()
+    method = str(getattr(words.get("quant_method"), "value", words.get("quant_method", "bitsandbytes")))
+    if not method.startswith("bitsandbytes"):
+        return method
     return "8bit" if words.get("load_in_8bit") or words.get("_load_in_8bit") else "4bit"
 
 

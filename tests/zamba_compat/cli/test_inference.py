@@ -65,6 +65,23 @@ def test_chat(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: p
 
 
 @pytest.mark.slow
+def test_a_batch_is_not_gone_on_with_by_another_model_of_the_same_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, prompts, answers = tmp_path / "model", tmp_path / "prompts.jsonl", tmp_path / "answers.jsonl"
+    shutil.copytree(TINY, model)
+    prompts.write_text('{"prompt": "def "}\n')
+    words = ["batch", str(model), str(prompts), str(answers), "--max-new-tokens", "2"]
+    assert main(words) == 0 and main(words) == 0
+    before = answers.read_bytes()
+    shutil.copy(TINY.parent / "tuned" / "model.safetensors", model)
+    capsys.readouterr()
+    assert main(words) != 0
+    assert "model_files changed since" in capsys.readouterr().err
+    assert answers.read_bytes() == before
+    assert main([*words, "--overwrite"]) == 0
+
+
 def test_the_lines_of_the_readme(tmp_path: Path) -> None:
     """As written, from the root of a checkout, but for the output's place."""
     section = (ROOT / "README.md").read_text(encoding="utf-8").split("## Run\n")[1].split("\n## ")[0]

@@ -47,6 +47,15 @@ def test_quantized_before(tmp_path: Path) -> None:
         load(str(tmp_path / "made"), Loading(load="bf16"))
 
 
+def test_quantized_in_another_way(tmp_path: Path) -> None:
+    shutil.copytree(BASE, tmp_path / "made")
+    config = json.loads((tmp_path / "made" / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4, "dataset": None}
+    (tmp_path / "made" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="stored in gptq, so it cannot be loaded in 4bit"):
+        load(str(tmp_path / "made"), Loading(load="4bit"))
+
+
 def test_no_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="There is no such directory"):
         load(str(tmp_path / "nowhere"))
