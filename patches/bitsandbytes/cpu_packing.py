@@ -13,14 +13,8 @@ Goes:     when a forward no longer rewrites the quant state.
 
 The weight is packed here, too, once for all modules that hold it, but the quant state keeps what quantization produced;
 what the kernel needs besides is added to it. A tensor's own shape tells in which layout it is, never a flag, so a plain
-tensor and a packed one may share a quant state. The nibbles are only permuted: the way back is exact. This adapter is
-to be listed after others of the same targets, so that those meet plain weights only.
-
-Layouts of a weight of N rows and K columns, in bytes:
-    plain   (N * K / 2, 1) in the quant storage's dtype: row by row, the even column in the high nibble.
-    packed  (N', K / 2), N' = N rounded up to 32 by rows that dequantize to zero: for every 32 rows, for every pair of
-            columns k and k + 1, 32 bytes; the low nibbles of the first two are row 0 at k and k + 1, their high nibbles
-            row 16, and so on to rows 15 and 31.
+tensor and a packed one may share a quant state. The nibbles are only permuted, see `zamba_compat.packed_4bit`: the way
+back is exact. This adapter is to be listed after others of the same targets, so that those meet plain weights only.
 """
 
 from __future__ import annotations
@@ -30,40 +24,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from zamba_compat.adapters import Adapter, Patch
+from zamba_compat.packed_4bit import ROWS, kernel_absmax, most_tokens, packed_bytes, plain_bytes, product
 
-ROWS = 32  # of one block of the kernel, which ends the process if it meets a smaller one
-# For more tokens at once, unpacking and dequantizing the weight pays: the product after it takes two thirds of the
-# kernel's time. Measured over all shapes of the published models, see docs/bitsandbytes-cpu.md.
-MOST_TOKENS = 512
-# With tile instructions that product takes a seventh, and the kernel, which has none, 0.28 ms per token and weight of
-# 8512 x 2048: unpacking and dequantizing, 28 ms, pay much earlier.
-MOST_TOKENS_BESIDE_TILES = 96
 MODULES = "bitsandbytes.nn.modules"
 
 _packed: Any = None  # the weights that are packed now, held weakly
-
-
-def packed_bytes(plain: Any) -> Any:
-    """Reorder (N, K / 2) bytes of the plain layout into (N', K / 2) bytes of the packed one."""
-    import torch
-
-    rows, pairs = plain.shape
-    plain = torch.nn.functional.pad(plain, (0, 0, 0, -rows % ROWS)).reshape(-1, 2, ROWS // 2, pairs)
-    low, high = plain[:, 0], plain[:, 1]
-    even = (high & 0xF0) | (low >> 4)
-    odd = (high << 4) | (low & 0xF)
-    return torch.stack((even, odd), -1).transpose(1, 2).reshape(-1, pairs)
-
-
-def plain_bytes(packed: Any, rows: int) -> Any:
-    """The inverse of `packed_bytes`; `rows` is N."""
-    import torch
-
-    pairs = packed.shape[1]
-    even, odd = packed.reshape(-1, pairs, ROWS // 2, 2).transpose(1, 2).unbind(-1)
-    low = (even << 4) | (odd & 0xF)
-    high = (even & 0xF0) | (odd >> 4)
-    return torch.stack((low, high), 1).reshape(-1, pairs)[:rows]
 
 
 def is_packed(tensor: Any, state: Any) -> bool:
@@ -97,7 +62,7 @@ def pack(weight: Any) -> None:
     with _lasting(weight):
         data = _bare(weight).contiguous()
         state.cpu_plain = tuple(data.shape), data.dtype
-        state.cpu_absmax = _kernel_absmax(state)
+        state.cpu_absmax = kernel_absmax(state)
         weight.data = packed_bytes(data.reshape(-1).view(torch.uint8).reshape(rows, columns // 2))
         _remembered()[weight] = None
 
@@ -164,28 +129,9 @@ def _packable(weight: Any, state: Any) -> bool:
     )
 
 
-def _kernel_absmax(state: Any) -> Any:
-    """absmax as the kernel reads it: (K / blocksize, N') in bfloat16."""
-    import torch
-    from bitsandbytes.functional import dequantize_blockwise
-
-    absmax = state.absmax
-    if state.nested:
-        absmax = dequantize_blockwise(absmax, state.state2) + state.offset
-    rows = state.shape[0]
-    absmax = absmax.float().reshape(rows, -1).T.to(torch.bfloat16)
-    return torch.nn.functional.pad(absmax, (0, -rows % ROWS)).contiguous()
-
-
 def _passing(module: Any) -> bool:
     """Whether a hook brings the weight for one forward only: packing it would cost more than it saves."""
     return bool(getattr(getattr(module, "_hf_hook", None), "offload", False))
-
-
-def _most_tokens() -> int:
-    from zamba_compat.one_row import has_tiles
-
-    return MOST_TOKENS_BESIDE_TILES if has_tiles() else MOST_TOKENS
 
 
 def forward(original: Any) -> Any:
@@ -219,12 +165,14 @@ def matmul_4bit(original: Any) -> Any:
             return original(A, B, quant_state, out=out, bias=bias)
         rows, columns = quant_state.shape
         gradient = torch.is_grad_enabled() and A.requires_grad
-        fits = A.shape[-1] == columns and 0 < A.numel() <= _most_tokens() * columns
+        fits = A.shape[-1] == columns and 0 < A.numel() <= most_tokens() * columns
         if gradient or A.device.type != "cpu" or not fits:
+            if not gradient and out is None and A.device.type == "cpu" and A.dim() == 2 and A.shape[-1] == columns:
+                return product(A, _bare(weight), quant_state, bias)
             return original(A, plain(weight, quant_state).t(), quant_state, out=out, bias=bias)
         absmax = getattr(quant_state, "cpu_absmax", None)
         if absmax is None:  # dropped with another weight of this quant state
-            absmax = _kernel_absmax(quant_state)
+            absmax = kernel_absmax(quant_state)
         result = torch.ops.bitsandbytes.gemv_4bit.default(
             A.contiguous(), _bare(weight), [len(weight), columns], absmax, quant_state.code, quant_state.blocksize
         )[..., :rows]

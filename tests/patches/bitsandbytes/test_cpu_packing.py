@@ -17,10 +17,11 @@ import pytest
 import torch
 from torch import Tensor
 from zamba_compat.patches.bitsandbytes import cpu_packing
-from zamba_compat.patches.bitsandbytes.cpu_packing import is_packed, pack, packed_bytes, plain_bytes, unpack_all
+from zamba_compat.patches.bitsandbytes.cpu_packing import is_packed, pack, unpack_all
 
 from zamba_compat._engine.releases import judge
 from zamba_compat.adapters import Registry
+from zamba_compat.packed_4bit import packed_bytes, plain_bytes
 
 from .conftest import ADAPTERS, reload, weights
 
@@ -267,7 +268,7 @@ class TestMended:
 
     @pytest.mark.parametrize("rows", [64, 80])
     def test_many_tokens_take_the_plain_path(self, linear: Linear, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(cpu_packing, "_most_tokens", lambda: 8)
+        monkeypatch.setattr(cpu_packing, "most_tokens", lambda: 8)
         module = linear(rows, 128)
         wanted, off_by = weights(module), {}
         for tokens in (1, 8, 9, 30):
