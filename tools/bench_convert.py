@@ -8,19 +8,16 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
-from typing import Any
 
 import torch
 
 import make_checkpoint
 from _bench import in_process
 from _bench.limit import limited
+from _bench.repeated import copy, line, ratio
 from zamba_compat.published import PUBLISHED
 
 CONVERT = """
@@ -55,12 +52,6 @@ print(json.dumps(result))
 """
 
 
-def copy(source: Path, out: Path) -> dict[str, Any]:
-    start = time.perf_counter()
-    subprocess.run(["cp", "-r", str(source), str(out)], check=True)
-    return {"seconds": time.perf_counter() - start}
-
-
 def within(source: Path, out: Path, limit: int, *, quantize: bool) -> None:
     """Both commands, each in a group of processes that may hold `limit` bytes, the page cache counted."""
     for what, asked in (("convert-checkpoint", "{}"), ("quantize, NF4, double", NF4))[: 1 + quantize]:
@@ -69,18 +60,6 @@ def within(source: Path, out: Path, limit: int, *, quantize: bool) -> None:
             peak = group.peak_bytes
         shutil.rmtree(out)
         print(f"{line(what, [run])}, {peak / 1e9:.2f} GB with the page cache, limit {limit / 1e9:.1f} GB, 4 threads")
-
-
-def line(what: str, runs: list[dict[str, Any]]) -> str:
-    seconds = [run["seconds"] for run in runs]
-    text = f"  {what:<28} {statistics.median(seconds):7.2f} s (of {', '.join(f'{s:.2f}' for s in seconds)})"
-    peak = max((run.get("peak_bytes", 0) for run in runs), default=0)
-    return text + (f", {peak / 1e9:.2f} GB anonymous memory" if peak else "")
-
-
-def ratio(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> float:
-    mine, peer = (statistics.median(run["seconds"] for run in runs) for runs in (ours, theirs))
-    return float(mine / peer)
 
 
 def main() -> int:

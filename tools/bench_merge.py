@@ -1,6 +1,6 @@
 """Benchmark: two checkpoints of a published shape merged by `zamba-compat merge`, by mergekit, by the study's script.
 
-    python tools/bench_merge.py --times 3       # 1.2B + 1.2B, everything in turn, beside `cp -r` of one parent
+    python tools/bench_merge.py [--repeat 3]    # 1.2B + 1.2B, everything in turn, beside `cp -r` of one parent
     python tools/bench_merge.py --shape 7B      # 7B + 7B by zamba-compat alone in a hard 8 GB, then loaded in NF4
     python tools/bench_merge.py --quick         # a tiny shape: does it run?
 
@@ -13,14 +13,11 @@ Seconds are of the merge alone, without starting Python and importing torch.
 from __future__ import annotations
 
 import argparse
-import copy
 import shutil
-import subprocess
 import sys
 import tempfile
-import time
+from copy import deepcopy
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
@@ -30,6 +27,7 @@ import make_checkpoint
 import overlays
 from _bench import in_process
 from _bench.limit import limited
+from _bench.repeated import copy, line, ratio
 from zamba_compat.published import PUBLISHED
 
 STUDY = Path(__file__).parents[1] / "tests" / "fixtures" / "merges" / "study.yml"
@@ -99,7 +97,7 @@ def configuration(parents: list[Path], layers: int) -> dict[str, Any]:
 
 def shape_of(name: str, *, quick: bool) -> dict[str, Any]:
     """A published config, or one with its layers and hardly any width."""
-    config = copy.deepcopy(PUBLISHED[name].config)
+    config = deepcopy(PUBLISHED[name].config)
     if quick:
         small = {"hidden_size": 128, "intermediate_size": 256, "attention_hidden_size": 256, "vocab_size": 512}
         heads = {"num_attention_heads": 4, "num_key_value_heads": 4, "attention_head_dim": 64, "n_mamba_heads": 4}
@@ -107,35 +105,24 @@ def shape_of(name: str, *, quick: bool) -> dict[str, Any]:
     return config
 
 
-def line(what: str, run: dict[str, Any], ours: dict[str, Any] | None = None) -> str:
-    text = f"  {what:<44} {run['seconds']:7.2f} s"
-    if "peak_bytes" in run:
-        text += f", {run['peak_bytes'] / 1e9:5.2f} GB anonymous memory"
-    return text if ours is None else f"{text}; {run['seconds'] / ours['seconds']:.2f} x as long as zamba-compat"
-
-
-def compare(work: Path, parents: list[Path], config: Path, times: int) -> None:
-    """Everything in turn, each output removed before the next, and all of it several times: the medians."""
+def compare(work: Path, parents: list[Path], config: Path, repeat: int) -> None:
+    """Everything in turn, each output removed before the next, and all of it `repeat` times."""
     out, env = work / "out", {"PYTHONPATH": ":".join(map(str, overlays.mergekit()))}
-    runs: dict[str, list[dict[str, Any]]] = {}
-    for _ in range(times):
-        start = time.perf_counter()
-        subprocess.run(["cp", "-r", str(parents[0]), str(out)], check=True)
-        runs.setdefault("cp -r", []).append({"seconds": time.perf_counter() - start})
-        shutil.rmtree(out)
-        for what, code, arguments in (
-            ("zamba-compat merge", OURS, [str(config), str(out)]),
-            ("mergekit 0.1.5", MERGEKIT, [str(config), str(out), "without"]),
-            ("mergekit 0.1.5 with the import", MERGEKIT, [str(config), str(out), "with"]),
-            ("the study's script", STUDYS, [*map(str, parents), str(out)]),
-        ):
-            runs.setdefault(what, []).append(in_process(code, *arguments, env=env))
+    contestants = {
+        "cp -r": lambda: copy(parents[0], out),
+        "zamba-compat merge": lambda: in_process(OURS, str(config), str(out)),
+        "mergekit 0.1.5": lambda: in_process(MERGEKIT, str(config), str(out), "without", env=env),
+        "mergekit 0.1.5, import": lambda: in_process(MERGEKIT, str(config), str(out), "with", env=env),
+        "the study's script": lambda: in_process(STUDYS, *map(str, parents), str(out)),
+    }
+    runs: dict[str, list[dict[str, Any]]] = {what: [] for what in contestants}
+    for _ in range(repeat):
+        for what, run in contestants.items():
+            runs[what].append(run())
             shutil.rmtree(out)
-    medians = {what: {key: median(run[key] for run in of) for key in of[0]} for what, of in runs.items()}
-    for what, of in runs.items():
-        each = ", ".join(f"{run['seconds']:.2f}" for run in of)
-        text = line(what, medians[what], None if what.startswith("zamba") else medians["zamba-compat merge"])
-        print(text + (f" ({each})" if times > 1 else ""), flush=True)
+    ours = runs["zamba-compat merge"]
+    for what, measured in runs.items():
+        print(f"{line(what, measured)}; {ratio(measured, ours):.2f} x as long as zamba-compat", flush=True)
 
 
 def within(work: Path, config: Path, limit: int) -> None:
@@ -149,7 +136,7 @@ def within(work: Path, config: Path, limit: int) -> None:
             run = in_process(code, *arguments, str(group.folder))
             peak = group.peak_bytes
         assert run.get("finite", True)
-        print(f"{line(what, run)}, {peak / 1e9:.2f} GB with the page cache, limit {limit / 1e9:.1f} GB", flush=True)
+        print(f"{line(what, [run])}, {peak / 1e9:.2f} GB with the page cache, limit {limit / 1e9:.1f} GB", flush=True)
         if "generated" in run:
             print(f"  tokens {run['generated']}, perplexity {run['perplexity']:.0f} on 63 tokens", flush=True)
 
@@ -159,7 +146,7 @@ def main() -> int:
     parser.add_argument("--shape", choices=PUBLISHED, default="1.2B")
     parser.add_argument("--limit", type=float, help="GB; merges with zamba-compat alone, as --shape 7B does with 8")
     parser.add_argument("--quick", action="store_true", help="the shape's layers, hardly any width")
-    parser.add_argument("--times", type=int, default=1, help="run all of them so often, and print the medians")
+    parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--work", type=Path, help="a directory with room for three times the checkpoint")
     options = parser.parse_args()
     limit = options.limit or (8.0 if options.shape == "7B" else None)
@@ -173,7 +160,7 @@ def main() -> int:
         config.write_text(yaml.safe_dump(configuration(parents, shape["num_hidden_layers"])))
         print(f"{options.shape} + {options.shape}, {size / 1e9:.2f} GB each in bfloat16:", flush=True)
         if limit is None:
-            compare(work, parents, config, options.times)
+            compare(work, parents, config, options.repeat)
         else:
             within(work, config, int(limit * 1e9))
     return 0

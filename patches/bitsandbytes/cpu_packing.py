@@ -165,18 +165,18 @@ def matmul_4bit(original: Any) -> Any:
             return original(A, B, quant_state, out=out, bias=bias)
         rows, columns = quant_state.shape
         gradient = torch.is_grad_enabled() and A.requires_grad
-        fits = A.shape[-1] == columns and 0 < A.numel() <= most_tokens() * columns
-        if gradient or A.device.type != "cpu" or not fits:
-            if not gradient and out is None and A.device.type == "cpu" and A.dim() == 2 and A.shape[-1] == columns:
-                return product(A, _bare(weight), quant_state, bias)
+        if gradient or A.device.type != "cpu" or A.shape[-1] != columns:
             return original(A, plain(weight, quant_state).t(), quant_state, out=out, bias=bias)
-        absmax = getattr(quant_state, "cpu_absmax", None)
-        if absmax is None:  # dropped with another weight of this quant state
-            absmax = kernel_absmax(quant_state)
-        result = torch.ops.bitsandbytes.gemv_4bit.default(
-            A.contiguous(), _bare(weight), [len(weight), columns], absmax, quant_state.code, quant_state.blocksize
-        )[..., :rows]
-        result = result.contiguous() if bias is None else (result + bias).to(A.dtype)
+        if 0 < A.numel() <= most_tokens() * columns:
+            absmax = getattr(quant_state, "cpu_absmax", None)
+            if absmax is None:  # dropped with another weight of this quant state
+                absmax = kernel_absmax(quant_state)
+            result = torch.ops.bitsandbytes.gemv_4bit.default(
+                A.contiguous(), _bare(weight), [len(weight), columns], absmax, quant_state.code, quant_state.blocksize
+            )[..., :rows]
+            result = result.contiguous() if bias is None else (result + bias).to(A.dtype)
+        else:
+            result = product(A.reshape(-1, columns), _bare(weight), quant_state, bias).view(*A.shape[:-1], rows)
         return result if out is None else out.copy_(result)
 
     return matmul_4bit

@@ -13,13 +13,18 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from zamba_compat.errors import CheckpointError
 
 from .dtypes import INFINITY_BITS, SIZES
 from .files import open_regular, unreadable, write_all
 from .stored import StoredBytes
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Sliced = TypeVar("Sliced", memoryview, "Tensor")
 
 BUFFER = 2**20  # bytes read at once; still in the processor's cache when they are hashed
 STEP = 2**24  # bytes copied at once
@@ -194,8 +199,11 @@ class Pipeline:
         return self._source[1]
 
 
-def in_chunks(data: memoryview, size: int = BUFFER) -> Iterator[memoryview]:
-    """`data` in pieces of `size` bytes, a multiple of every element's size; the last one may be shorter."""
+def in_chunks(data: Sliced, size: int = BUFFER) -> Iterator[Sliced]:
+    """Bytes, or a tensor of one dimension, in pieces of `size`; the last one may be shorter.
+
+    As a number of bytes BUFFER is a multiple of every element's size.
+    """
     for at in range(0, len(data), size):
         yield data[at : at + size]
 

@@ -9,7 +9,11 @@ from pathlib import Path
 from zamba_compat.checkpoint.location import locate
 from zamba_compat.errors import CheckpointError
 
-_SUFFIXES = (".safetensors", ".bin", ".json", ".jinja", ".model", ".txt")  # weights, configs, tokenizer, templates
+# What a model and its tokenizer are loaded from; answers or reports may lie in the same directory.
+_FILES = (
+    *("*.safetensors", "*.bin", "*.index.json", "config.json", "generation_config.json", "adapter_config.json"),
+    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "chat_template*"),
+)
 _PIECES, _PIECE = 256, 4096
 
 
@@ -27,7 +31,7 @@ def fingerprint(name: str) -> str | None:
     """
     try:
         directory = locate(name).directory
-        files = sorted(path for path in directory.iterdir() if path.suffix in _SUFFIXES and path.is_file())
+        files = sorted({path for pattern in _FILES for path in directory.glob(pattern) if path.is_file()})
         found = hashlib.sha256()
         for path in files:
             found.update(f"{path.name}\0{path.stat().st_size}\0".encode(errors="surrogateescape"))

@@ -183,8 +183,8 @@ def _stored_quantization(config: Any) -> str | None:
     if found is None:
         return None
     words = found if isinstance(found, dict) else found.to_dict()
-    method = str(getattr(words.get("quant_method"), "value", words.get("quant_method", "bitsandbytes")))
-    if not method.startswith("bitsandbytes"):
+    method: str = words.get("quant_method", "bitsandbytes")
+    if method != "bitsandbytes":
         return method
     return "8bit" if words.get("load_in_8bit") or words.get("_load_in_8bit") else "4bit"
 

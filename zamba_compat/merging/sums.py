@@ -14,6 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from zamba_compat.checkpoint.dtypes import to_torch
+from zamba_compat.checkpoint.pipeline import in_chunks
 
 if TYPE_CHECKING:
     import torch
@@ -141,7 +142,7 @@ class Weighted:
         def one(number: int) -> Tensor:
             parts = [flat[number * PIECE : (number + 1) * PIECE] for flat in flats]
             out = run.workers.result(parts[0].numel(), run.dtype)
-            for block, *blocks in zip(*(_cut(part, _BLOCK) for part in (out, *parts)), strict=True):
+            for block, *blocks in zip(*(in_chunks(part, _BLOCK) for part in (out, *parts)), strict=True):
                 total = run.workers.floats(0, blocks[0]).mul_(self.coefficients[0])
                 for other, coefficient in zip(blocks[1:], self.coefficients[1:], strict=True):
                     total.add_(run.workers.floats(1, other), alpha=coefficient)
@@ -168,7 +169,7 @@ class WholeSlerp:
 
         def products(number: int) -> tuple[float, float, float]:
             aa = ab = bb = 0.0
-            pieces = (_cut(flat[number * PIECE : (number + 1) * PIECE], _BLOCK) for flat in (a, b))
+            pieces = (in_chunks(flat[number * PIECE : (number + 1) * PIECE], _BLOCK) for flat in (a, b))
             for blocks in zip(*pieces, strict=True):
                 x, y = (run.workers.floats(slot, block) for slot, block in enumerate(blocks))
                 aa, ab, bb = (aa + float(torch.dot(x, x)), ab + float(torch.dot(x, y)), bb + float(torch.dot(y, y)))
@@ -287,10 +288,6 @@ class Blend:
 
     def _tell(self, what: str, count: int) -> None:
         self.fallbacks[what] = self.fallbacks.get(what, 0) + count
-
-
-def _cut(flat: Tensor, size: int) -> list[Tensor]:
-    return [flat[at : at + size] for at in range(0, flat.numel(), size)]
 
 
 def _float(piece: Tensor) -> Tensor:

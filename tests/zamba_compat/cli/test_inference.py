@@ -64,7 +64,6 @@ def test_chat(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: p
     assert found["messages"][0]["content"] == "import" and len(found["answers"]) == 2
 
 
-@pytest.mark.slow
 def test_a_batch_is_not_gone_on_with_by_another_model_of_the_same_name(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -82,6 +81,7 @@ def test_a_batch_is_not_gone_on_with_by_another_model_of_the_same_name(
     assert main([*words, "--overwrite"]) == 0
 
 
+@pytest.mark.slow
 def test_the_lines_of_the_readme(tmp_path: Path) -> None:
     """As written, from the root of a checkout, but for the output's place."""
     section = (ROOT / "README.md").read_text(encoding="utf-8").split("## Run\n")[1].split("\n## ")[0]
