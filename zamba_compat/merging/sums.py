@@ -14,14 +14,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from zamba_compat.checkpoint.dtypes import to_torch
-from zamba_compat.checkpoint.pipeline import in_chunks
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
 PIECE = 2**20  # elements that one thread computes before it is asked for more; smaller ones cost more switches
-_BLOCK = 2**17  # elements in float32 at once: three of these stay in a processor's own cache, for every operation
 _MOST = 8  # threads
 _AHEAD = 4  # results per thread that are computed before they are asked for
 _T = TypeVar("_T")
@@ -58,15 +56,26 @@ class Workers:
     def __exit__(self, *exc: object) -> None:
         self._threads.shutdown(wait=True, cancel_futures=True)
 
-    def floats(self, slot: int, piece: Tensor) -> Tensor:
-        """A copy of at most a block in float32, in this thread's own memory: new memory costs more than sums."""
-        import torch
+    def weighted(self, out: Tensor, parts: list[Tensor], coefficients: Sequence[float]) -> None:
+        """See `blocks.weighted`."""
+        from . import blocks
 
-        kept = self._own.__dict__.setdefault("kept", {})
-        if slot not in kept:
-            kept[slot] = torch.empty(_BLOCK)
-        copy: Tensor = kept[slot][: piece.numel()].copy_(piece)
-        return copy
+        blocks.without_lock(blocks.weighted)(out, parts, list(coefficients), self._lent())
+
+    def products(self, a: Tensor, b: Tensor) -> tuple[float, float, float]:
+        """See `blocks.products`."""
+        from . import blocks
+
+        found: tuple[float, float, float] = blocks.without_lock(blocks.products)(a, b, self._lent())
+        return found
+
+    def _lent(self) -> list[Tensor]:
+        from . import blocks
+
+        if not hasattr(self._own, "blocks"):
+            self._own.blocks = blocks.memory()
+        own: list[Tensor] = self._own.blocks
+        return own
 
     def result(self, count: int, dtype: torch.dtype) -> Tensor:
         """At most PIECE elements to be written, in memory that is used again when nothing refers to them."""
@@ -142,11 +151,7 @@ class Weighted:
         def one(number: int) -> Tensor:
             parts = [flat[number * PIECE : (number + 1) * PIECE] for flat in flats]
             out = run.workers.result(parts[0].numel(), run.dtype)
-            for block, *blocks in zip(*(in_chunks(part, _BLOCK) for part in (out, *parts)), strict=True):
-                total = run.workers.floats(0, blocks[0]).mul_(self.coefficients[0])
-                for other, coefficient in zip(blocks[1:], self.coefficients[1:], strict=True):
-                    total.add_(run.workers.floats(1, other), alpha=coefficient)
-                block.copy_(total)
+            run.workers.weighted(out, parts, self.coefficients)
             return out
 
         yield from run.workers.map(one, count)
@@ -163,17 +168,11 @@ class WholeSlerp:
     t: float
 
     def pieces(self, tensors: Sequence[Tensor], run: Run) -> Iterator[Tensor]:
-        import torch
-
         a, b = (tensor.reshape(-1) for tensor in tensors)
 
         def products(number: int) -> tuple[float, float, float]:
-            aa = ab = bb = 0.0
-            pieces = (in_chunks(flat[number * PIECE : (number + 1) * PIECE], _BLOCK) for flat in (a, b))
-            for blocks in zip(*pieces, strict=True):
-                x, y = (run.workers.floats(slot, block) for slot, block in enumerate(blocks))
-                aa, ab, bb = (aa + float(torch.dot(x, x)), ab + float(torch.dot(x, y)), bb + float(torch.dot(y, y)))
-            return aa, ab, bb
+            x, y = (flat[number * PIECE : (number + 1) * PIECE] for flat in (a, b))
+            return run.workers.products(x, y)
 
         count = max(1, math.ceil(a.numel() / PIECE))
         return self._added(run.workers.start(products, count), tensors, run)
