@@ -12,7 +12,7 @@ from zamba_compat.checkpoint.manifest import write_manifest
 from zamba_compat.checkpoint.pipeline import QUEUED, WORKING_MEMORY
 from zamba_compat.checkpoint.progress import Progress, counting
 from zamba_compat.checkpoint.staging import Staging
-from zamba_compat.checkpoint.writer import Output, Written, parse_size, shard_sizes, write_shards
+from zamba_compat.checkpoint.writer import BEGUN, Output, Written, parse_size, shard_sizes, write_shards
 from zamba_compat.errors import CheckpointError
 from zamba_compat.merging.card import merge_card
 from zamba_compat.merging.companions import Companions, choose
@@ -20,7 +20,7 @@ from zamba_compat.merging.config import MergeConfig, read_merge_config
 from zamba_compat.merging.parents import Parents, read_parent
 from zamba_compat.merging.plan import MergePlan, make_plan
 from zamba_compat.merging.report import MergeOptions, MergeReport, grouped
-from zamba_compat.merging.sums import PIECE, Workers
+from zamba_compat.merging.workers import PIECE, Workers
 from zamba_compat.quantize import Quantization, peak_memory, plan, quantized
 
 __all__ = ["MergeConfig", "MergeOptions", "MergeReport", "merge"]
@@ -191,9 +191,9 @@ def _peak_memory(planned: MergePlan, quantization: Quantization | None) -> int:
     for output in planned.outputs:
         blend = planned.blends.get(output.name)
         if blend is not None:
-            largest = blend.workers.memory + QUEUED * 4 * PIECE
+            largest = blend.workers.memory + QUEUED * 4 * PIECE + BEGUN
             made = sum(make is not None for _, make in blend.parts)
-            whole = max(whole, 2 * 2 * made * output.nbytes)  # the next tensor's are made while this one is written
+            whole = max(whole, 2 * made * (2 * output.nbytes + BEGUN))  # the next ones' are made while this is written
         if quantization is not None and output.name in quantization.names:
             quantizing.append(output)
             whole = max(whole, output.nbytes)

@@ -20,8 +20,8 @@ class Recipe:
         shape: of the result; None means that of the single source.
         dtype: of the result, in the words of safetensors ("BF16", "F32"); None means that of the single source.
         pieces: the same tensor as `make` gives, flat and piece by piece, so that it need not be held whole; None where
-            there is only `make`. A call may begin to compute; the pieces of one tensor are asked for while those of the
-            one before it are taken.
+            there is only `make`. A call may begin to compute; it comes, and the first piece is taken, while those of
+            the tensors before it are.
     """
 
     sources: tuple[str, ...]

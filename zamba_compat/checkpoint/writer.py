@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import re
 import struct
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import sha256
+from itertools import chain, islice
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +28,7 @@ from .stored import StoredBytes
 if TYPE_CHECKING:
     from torch import Tensor
 
+BEGUN = 2**24  # bytes of tensors begun before it is their turn: a crowd of small ones, or a large one
 _PATTERN = "model{suffix}.safetensors"
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}  # decimal, as the hub's
 
@@ -201,16 +205,32 @@ def write_shards(
 
 
 def _begun(order: Sequence[Output], read: Callable[[str], Tensor]) -> Iterator[tuple[Output, Iterator[Tensor] | None]]:
-    """Each output and the pieces it comes in; those of the next one are begun, so that nobody waits between two."""
+    """Each output and the pieces it comes in; the next ones are begun, so that nobody waits between two.
 
-    def begin(output: Output) -> Iterator[Tensor] | None:
-        pieces = output.recipe.pieces
-        return None if pieces is None else pieces(*map(read, output.recipe.sources))
+    A thread of its own takes the first piece of each, which may have to wait for what the others depend on.
+    """
+    following, begun = iter(order), deque[tuple[Output, "Future[Iterator[Tensor]] | None"]]()
+    ahead = ThreadPoolExecutor(1, "begin")
+    try:
+        while True:
+            while len(begun) < 2 or sum(output.nbytes for output, _ in islice(begun, 1, None)) < BEGUN:
+                output = next(following, None)
+                if output is None:
+                    break
+                pieces = output.recipe.pieces
+                first = None if pieces is None else ahead.submit(_first, pieces(*map(read, output.recipe.sources)))
+                begun.append((output, first))
+            if not begun:
+                return
+            output, first = begun.popleft()
+            yield output, None if first is None else first.result()
+    finally:
+        ahead.shutdown(cancel_futures=True)
 
-    following = begin(order[0]) if order else None
-    for number, output in enumerate(order):
-        pieces, following = following, begin(order[number + 1]) if number + 1 < len(order) else None
-        yield output, pieces
+
+def _first(pieces: Iterator[Tensor]) -> Iterator[Tensor]:
+    """The same pieces, the first of them there."""
+    return chain(list(islice(pieces, 1)), pieces)
 
 
 def _write(

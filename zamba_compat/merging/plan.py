@@ -20,8 +20,9 @@ from .config import MergeConfig
 from .layers import stack
 from .methods import METHODS
 from .parents import Parent, Parents
-from .sums import Blend, Sum, Weighted, Workers
+from .sums import Blend, Sum, Weighted
 from .values import Values
+from .workers import Workers
 
 _FLOATS = ("F16", "BF16", "F32", "F64")
 

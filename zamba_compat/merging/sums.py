@@ -3,117 +3,24 @@
 from __future__ import annotations
 
 import math
-import os
-import threading
-import weakref
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol
 
 from zamba_compat.checkpoint.dtypes import to_torch
+
+from .workers import PIECE, Workers
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-PIECE = 2**20  # elements that one thread computes before it is asked for more; smaller ones cost more switches
-_MOST = 8  # threads
-_AHEAD = 4  # results per thread that are computed before they are asked for
-_T = TypeVar("_T")
 _PARALLEL = 0.9995  # mergekit's: two tensors with a larger cosine are added linearly
 _ZERO = 1e-8  # mergekit's: a shorter tensor has no direction
 _ROW_ZERO = 1e-12  # torch.nn.functional.normalize's
 _ROW_PARALLEL = 1e-6  # radians, the study's
 _ROW_OPPOSITE = 1e-6  # radians short of a half turn: where its sines are rounding errors
 _FEWEST = 16  # elements, the study's: a smaller tensor is added linearly
-
-
-class Workers:
-    """Threads that each compute one piece at a time; use it as a context manager.
-
-    torch's own threads stay out of it: on pieces of this size they spend more time meeting than computing.
-    """
-
-    def __init__(self) -> None:
-        self.count = min(
-            _MOST, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        )
-        self._own = threading.local()
-        self._free: deque[Any] = deque()
-
-    def __enter__(self) -> Workers:
-        import torch
-
-        own = torch.get_num_threads()
-        self._threads = ThreadPoolExecutor(self.count, "sum", initializer=partial(torch.set_num_threads, 1))
-        list(self._threads.map(lambda _: None, range(self.count)))
-        torch.set_num_threads(own)
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._threads.shutdown(wait=True, cancel_futures=True)
-
-    def weighted(self, out: Tensor, parts: list[Tensor], coefficients: Sequence[float]) -> None:
-        """See `blocks.weighted`."""
-        from . import blocks
-
-        blocks.without_lock(blocks.weighted)(out, parts, list(coefficients), self._lent())
-
-    def products(self, a: Tensor, b: Tensor) -> tuple[float, float, float]:
-        """See `blocks.products`."""
-        from . import blocks
-
-        found: tuple[float, float, float] = blocks.without_lock(blocks.products)(a, b, self._lent())
-        return found
-
-    def _lent(self) -> list[Tensor]:
-        from . import blocks
-
-        if not hasattr(self._own, "blocks"):
-            self._own.blocks = blocks.memory()
-        own: list[Tensor] = self._own.blocks
-        return own
-
-    def result(self, count: int, dtype: torch.dtype) -> Tensor:
-        """At most PIECE elements to be written, in memory that is used again when nothing refers to them."""
-        import numpy as np
-        import torch
-
-        nbytes = count * dtype.itemsize
-        try:
-            memory = self._free.pop()
-        except IndexError:
-            memory = np.empty(PIECE * 8, np.uint8)  # pages that no result has needed take no memory
-        own = memory[:nbytes]  # every view of the tensor keeps this one alive
-        weakref.finalize(own, self._free.append, memory).atexit = False
-        return torch.from_numpy(own).view(dtype)
-
-    @property
-    def memory(self) -> int:
-        """An estimate of what they hold at once, bytes: three pieces in float32 each, and results ahead."""
-        return self.count * (3 + _AHEAD) * 4 * PIECE
-
-    def start(self, work: Callable[[int], _T], count: int) -> Callable[[], list[_T]]:
-        """Begin work(0), work(1), ...; what is returned waits for all of it."""
-        begun = [self._threads.submit(work, number) for number in range(count)]
-        return lambda: [one.result() for one in begun]
-
-    def map(self, work: Callable[[int], _T], count: int) -> Iterator[_T]:
-        """work(0), work(1), ... in this order; a few are computed ahead of the one that is taken."""
-        waiting: deque[Future[_T]] = deque()
-        try:
-            for number in range(count):
-                waiting.append(self._threads.submit(work, number))
-                if len(waiting) > _AHEAD * self.count:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
 
 
 @dataclass(frozen=True)

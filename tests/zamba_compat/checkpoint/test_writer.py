@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from zamba_compat.checkpoint.manifest import digest_of, write_manifest
 from zamba_compat.checkpoint.recipe import Recipe
 from zamba_compat.checkpoint.staging import Staging
 from zamba_compat.checkpoint.writer import (
+    BEGUN,
     Output,
     Written,
     parse_size,
@@ -299,23 +301,44 @@ def test_the_manifest(tmp_path: Path) -> None:
     assert str(tmp_path) not in json.dumps(manifest)
 
 
-def test_the_next_tensor_is_begun_while_one_is_written(tmp_path: Path) -> None:
-    """And no further one: what a tensor begins is held until it is written."""
-    events: list[str] = []
+@pytest.mark.parametrize(
+    ("size", "ahead"),
+    [(BEGUN // 4, 1), (BEGUN // 8, 2), (3, 6)],  # in float32: a whole BEGUN, half of it, a crowd
+)
+def test_the_next_tensors_are_begun_while_one_is_written(tmp_path: Path, size: int, ahead: int) -> None:
+    """And no further ones: what a tensor begins is held until it is written."""
+    begun, written, most = [], [], 0
 
     def output(name: str) -> Output:
         def pieces() -> Any:
-            events.append(f"begin {name}")
+            begun.append(name)
 
             def rest() -> Any:
-                events.append(f"take {name}")
-                yield torch.ones(3)
+                first, second = torch.ones(size).split([2, size - 2])
+                yield first
+                nonlocal most
+                most = max(most, len(begun) - len(written))
+                written.append(name)
+                yield second
 
             return rest()
 
-        return Output(name, "F32", (3,), Recipe((), lambda: torch.ones(3), (3,), "F32", pieces))
+        return Output(name, "F32", (size,), Recipe((), lambda: torch.ones(size), (size,), "F32", pieces))
 
     with Staging(tmp_path / "out", overwrite=False, sources=()) as staging:
-        write_shards(staging, [output(name) for name in "abc"], dict, max_shard_size=10**6)
+        write_shards(staging, [output(name) for name in "abcdefg"], dict, max_shard_size=10**10)
         staging.commit()
-    assert events == ["begin a", "begin b", "take a", "begin c", "take b", "take c"]
+    assert begun == written == list("abcdefg")
+    assert most == 1 + ahead
+
+
+def test_a_fault_in_a_tensor_begun_too_early_to_be_seen_is_raised_and_ends_the_thread(tmp_path: Path) -> None:
+    def failing() -> Any:
+        raise ZeroDivisionError
+        yield
+
+    good = Output("a", "F32", (3,), Recipe((), lambda: torch.ones(3), (3,), "F32", lambda: iter([torch.ones(3)])))
+    bad = Output("b", "F32", (3,), Recipe((), lambda: torch.ones(3), (3,), "F32", failing))
+    with pytest.raises(ZeroDivisionError), Staging(tmp_path / "out", overwrite=False, sources=()) as staging:
+        write_shards(staging, [good, bad], dict, max_shard_size=10**6)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("begin")]

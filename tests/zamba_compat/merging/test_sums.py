@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from zamba_compat.merging.sums import PIECE, Run, Sum, Weighted, WholeSlerp, Workers
+from zamba_compat.merging.sums import Run, Sum, Weighted, WholeSlerp
+from zamba_compat.merging.workers import PIECE, Workers
 
 SIZES = [0, 1, 5, 2**17 - 1, 2**17, 2**17 + 1, PIECE, PIECE + 1, 2 * PIECE + 2**17 + 3]
 
@@ -39,12 +40,3 @@ def test_the_angle_is_that_of_the_whole_tensor(size: int) -> None:
     weights = [math.sin(part * angle) / math.sin(angle) for part in (0.7, 0.3)]
     expected = a.double() * weights[0] + b.double() * weights[1]
     torch.testing.assert_close(summed(WholeSlerp(0.3), [a, b], torch.float32).double(), expected, rtol=1e-5, atol=1e-6)
-
-
-def test_memory_that_is_used_again_is_not_what_somebody_still_holds() -> None:
-    with Workers() as workers:
-        kept = [workers.result(4, torch.float32).fill_(number) for number in range(20)]
-        assert [float(one.sum()) for one in kept] == [4.0 * number for number in range(20)]
-        places = {one.data_ptr() for one in kept}
-        del kept
-        assert workers.result(4, torch.float32).data_ptr() in places

@@ -1,0 +1,32 @@
+"""Threads of torch's inside threads of ours, and memory that is used again."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+
+from zamba_compat.merging.workers import Workers
+
+
+def test_memory_that_is_used_again_is_not_what_somebody_still_holds() -> None:
+    with Workers() as workers:
+        kept = [workers.result(4, torch.float32).fill_(number) for number in range(20)]
+        assert [float(one.sum()) for one in kept] == [4.0 * number for number in range(20)]
+        places = {one.data_ptr() for one in kept}
+        del kept
+        assert workers.result(4, torch.float32).data_ptr() in places
+
+
+def test_a_worker_computes_alone_and_the_process_keeps_its_number_of_threads() -> None:
+    """Each thread that torch is new to takes the process's number once, whatever it was set to before."""
+    own = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with Workers() as workers:
+            assert set(workers.map(lambda _: torch.get_num_threads(), 20 * workers.count)) == {1}
+            assert torch.get_num_threads() == 3
+            with ThreadPoolExecutor(1) as other:
+                assert other.submit(torch.get_num_threads).result() == 3
+    finally:
+        torch.set_num_threads(own)
