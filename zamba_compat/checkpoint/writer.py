@@ -6,8 +6,9 @@ import json
 import re
 import struct
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import chain, islice
@@ -179,10 +180,10 @@ def write_shards(
     sizes: dict[str, int] = {}
     with Pipeline(progress) as pipeline:
         for name, (header, order) in zip(names, headers, strict=True):
-            with staging.create(name) as file:
+            with staging.create(name) as file, closing(_begun(order, read)) as begun:
                 fd = file.fileno()
                 write_all(fd, header)
-                for output, pieces in _begun(order, read):
+                for output, pieces in begun:
                     result = examined[output.name] = Examined(output.dtype)
                     _write(pipeline, fd, output, pieces, read, stored_bytes, result)
                 pipeline.leave()
@@ -204,7 +205,9 @@ def write_shards(
     )
 
 
-def _begun(order: Sequence[Output], read: Callable[[str], Tensor]) -> Iterator[tuple[Output, Iterator[Tensor] | None]]:
+def _begun(
+    order: Sequence[Output], read: Callable[[str], Tensor]
+) -> Generator[tuple[Output, Iterator[Tensor] | None], None, None]:
     """Each output and the pieces it comes in; the next ones are begun, so that nobody waits between two.
 
     A thread of its own takes the first piece of each, which may have to wait for what the others depend on.

@@ -332,13 +332,21 @@ def test_the_next_tensors_are_begun_while_one_is_written(tmp_path: Path, size: i
     assert most == 1 + ahead
 
 
-def test_a_fault_in_a_tensor_begun_too_early_to_be_seen_is_raised_and_ends_the_thread(tmp_path: Path) -> None:
+@pytest.mark.parametrize("early", [True, False], ids=["by its first piece", "by a later one"])
+def test_whatever_a_tensor_fails_by_is_raised_and_ends_the_thread(tmp_path: Path, early: bool) -> None:
     def failing() -> Any:
+        if not early:
+            yield torch.ones(3)
         raise ZeroDivisionError
-        yield
 
-    good = Output("a", "F32", (3,), Recipe((), lambda: torch.ones(3), (3,), "F32", lambda: iter([torch.ones(3)])))
-    bad = Output("b", "F32", (3,), Recipe((), lambda: torch.ones(3), (3,), "F32", failing))
-    with pytest.raises(ZeroDivisionError), Staging(tmp_path / "out", overwrite=False, sources=()) as staging:
-        write_shards(staging, [good, bad], dict, max_shard_size=10**6)
+    def output(name: str, pieces: Any) -> Output:
+        return Output(name, "F32", (3,), Recipe((), lambda: torch.ones(3), (3,), "F32", pieces))
+
+    def good() -> Any:
+        return iter([torch.ones(3)])
+
+    outputs = [output("a", good), output("b", failing), output("c", good)]
+    with pytest.raises(ZeroDivisionError) as found, Staging(tmp_path / "out", overwrite=False, sources=()) as staging:
+        write_shards(staging, outputs, dict, max_shard_size=10**6)
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("begin")]
+    del found
