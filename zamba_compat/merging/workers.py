@@ -36,6 +36,11 @@ class Workers:
     def __enter__(self) -> Workers:
         import torch
 
+        from . import blocks
+
+        # Here and not where they are used first: warnings are silenced for the whole process while they are compiled.
+        self._weighted, self._products = map(blocks.without_lock, (blocks.weighted, blocks.products))
+        self._memory = blocks.memory
         started = threading.Barrier(self.count)
 
         def alone(_: int) -> None:
@@ -54,22 +59,16 @@ class Workers:
 
     def weighted(self, out: Tensor, parts: list[Tensor], coefficients: Sequence[float]) -> None:
         """See `blocks.weighted`."""
-        from . import blocks
-
-        blocks.without_lock(blocks.weighted)(out, parts, list(coefficients), self._lent())
+        self._weighted(out, parts, list(coefficients), self._lent())
 
     def products(self, a: Tensor, b: Tensor) -> tuple[float, float, float]:
         """See `blocks.products`."""
-        from . import blocks
-
-        found: tuple[float, float, float] = blocks.without_lock(blocks.products)(a, b, self._lent())
+        found: tuple[float, float, float] = self._products(a, b, self._lent())
         return found
 
     def _lent(self) -> list[Tensor]:
-        from . import blocks
-
         if not hasattr(self._own, "blocks"):
-            self._own.blocks = blocks.memory()
+            self._own.blocks = self._memory()
         own: list[Tensor] = self._own.blocks
         return own
 
