@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 BEGUN = 2**24  # bytes of tensors begun before it is their turn: a crowd of small ones, or a large one
+_CROWD = 32  # of them at most: even the smallest result may keep address space for a large one
 _PATTERN = "model{suffix}.safetensors"
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}  # decimal, as the hub's
 
@@ -216,7 +217,9 @@ def _begun(
     ahead = ThreadPoolExecutor(1, "begin")
     try:
         while True:
-            while len(begun) < 2 or sum(output.nbytes for output, _ in islice(begun, 1, None)) < BEGUN:
+            while len(begun) < 2 or (
+                len(begun) <= _CROWD and sum(output.nbytes for output, _ in islice(begun, 1, None)) < BEGUN
+            ):
                 output = next(following, None)
                 if output is None:
                     break

@@ -17,9 +17,6 @@ if TYPE_CHECKING:
 
 _PARALLEL = 0.9995  # mergekit's: two tensors with a larger cosine are added linearly
 _ZERO = 1e-8  # mergekit's: a shorter tensor has no direction
-_ROW_ZERO = 1e-12  # torch.nn.functional.normalize's
-_ROW_PARALLEL = 1e-6  # radians, the study's
-_ROW_OPPOSITE = 1e-6  # radians short of a half turn: where its sines are rounding errors
 _FEWEST = 16  # elements, the study's: a smaller tensor is added linearly
 
 
@@ -122,8 +119,8 @@ class RowSlerp:
 
         def one(number: int) -> tuple[Tensor, int, int]:
             x, y = (matrix[number * height : (number + 1) * height] for matrix in (a, b))
-            total, zero, parallel = self._rows(_float(x), y.float())
-            return total.reshape(-1).to(run.dtype), zero, parallel
+            out = run.workers.result(x.numel(), run.dtype)
+            return out, *run.workers.slerped_rows(out, x, y, self.t)
 
         for total, zero, parallel in run.workers.map(one, math.ceil(a.shape[0] / height)):
             if zero:
@@ -131,22 +128,6 @@ class RowSlerp:
             if parallel:
                 run.tell("near-parallel", parallel)
             yield total
-
-    def _rows(self, x: Tensor, y: Tensor) -> tuple[Tensor, int, int]:
-        import torch
-
-        t = self.t
-        lengths = [torch.linalg.vector_norm(rows, dim=1, dtype=torch.float32).double() for rows in (x, y)]
-        products = (x * y).sum(1).double()
-        cosine = (products / math.prod(length.clamp(min=_ROW_ZERO) for length in lengths)).clamp(-1, 1)
-        angle = torch.acos(cosine)
-        linear = (angle < _ROW_PARALLEL) | (angle > math.pi - _ROW_OPPOSITE)
-        sine = torch.where(linear, 1.0, torch.sin(angle))
-        first = torch.where(linear, 1 - t, torch.sin((1 - t) * angle) / sine)
-        second = torch.where(linear, t, torch.sin(t * angle) / sine)
-        total = x.mul_(first.float()[:, None]).addcmul_(y, second.float()[:, None])
-        zero = (lengths[0] <= _ROW_ZERO) | (lengths[1] <= _ROW_ZERO)
-        return total, int(zero.sum()), int(linear.sum())
 
 
 @dataclass
@@ -194,10 +175,3 @@ class Blend:
 
     def _tell(self, what: str, count: int) -> None:
         self.fallbacks[what] = self.fallbacks.get(what, 0) + count
-
-
-def _float(piece: Tensor) -> Tensor:
-    """A copy in float32, to be changed in place."""
-    import torch
-
-    return piece.to(torch.float32, copy=True)

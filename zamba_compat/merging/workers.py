@@ -39,7 +39,8 @@ class Workers:
         from . import blocks
 
         # Here and not where they are used first: warnings are silenced for the whole process while they are compiled.
-        self._weighted, self._products = map(blocks.without_lock, (blocks.weighted, blocks.products))
+        loops = blocks.weighted, blocks.products, blocks.slerped_rows
+        self._weighted, self._products, self._slerped_rows = map(blocks.without_lock, loops)
         self._memory = blocks.memory
         started = threading.Barrier(self.count)
 
@@ -66,6 +67,14 @@ class Workers:
         found: tuple[float, float, float] = self._products(a, b, self._lent())
         return found
 
+    def slerped_rows(self, out: Tensor, a: Tensor, b: Tensor, t: float) -> tuple[int, int]:
+        """See `blocks.slerped_rows`."""
+        own = self._lent()
+        found: tuple[int, int] = self._slerped_rows(
+            out, a, b, t, own if a.shape[1] <= own[0].numel() else self._memory(a.shape[1])
+        )
+        return found
+
     def _lent(self) -> list[Tensor]:
         if not hasattr(self._own, "blocks"):
             self._own.blocks = self._memory()
@@ -73,10 +82,12 @@ class Workers:
         return own
 
     def result(self, count: int, dtype: torch.dtype) -> Tensor:
-        """At most PIECE elements to be written, in memory that is used again when nothing refers to them."""
+        """Elements to be written; up to PIECE of them are in memory that is used again when nothing refers to them."""
         import numpy as np
         import torch
 
+        if count > PIECE:
+            return torch.empty(count, dtype=dtype)
         nbytes = count * dtype.itemsize
         try:
             memory = self._free.pop()
@@ -88,8 +99,8 @@ class Workers:
 
     @property
     def memory(self) -> int:
-        """An estimate of what they hold at once, bytes: three pieces in float32 each, and results of two tensors."""
-        return self.count * (3 + 2 * _AHEAD) * 4 * PIECE
+        """An estimate of what they hold at once, bytes: blocks, less than a piece each, and results of two tensors."""
+        return self.count * (1 + 2 * _AHEAD) * 4 * PIECE
 
     def start(self, work: Callable[[int], _T], count: int) -> Callable[[], list[_T]]:
         """Begin work(0), work(1), ...; what is returned waits for all of it."""

@@ -302,12 +302,13 @@ def test_the_manifest(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "ahead"),
-    [(BEGUN // 4, 1), (BEGUN // 8, 2), (3, 6)],  # in float32: a whole BEGUN, half of it, a crowd
+    ("size", "count", "ahead"),
+    [(BEGUN // 4, 5, 1), (BEGUN // 8, 5, 2), (3, 40, 32)],  # in float32: a whole BEGUN, half of it, a crowd
 )
-def test_the_next_tensors_are_begun_while_one_is_written(tmp_path: Path, size: int, ahead: int) -> None:
+def test_the_next_tensors_are_begun_while_one_is_written(tmp_path: Path, size: int, count: int, ahead: int) -> None:
     """And no further ones: what a tensor begins is held until it is written."""
     begun, written, most = [], [], 0
+    names = [f"{number:02}" for number in range(count)]
 
     def output(name: str) -> Output:
         def pieces() -> Any:
@@ -326,9 +327,9 @@ def test_the_next_tensors_are_begun_while_one_is_written(tmp_path: Path, size: i
         return Output(name, "F32", (size,), Recipe((), lambda: torch.ones(size), (size,), "F32", pieces))
 
     with Staging(tmp_path / "out", overwrite=False, sources=()) as staging:
-        write_shards(staging, [output(name) for name in "abcdefg"], dict, max_shard_size=10**10)
+        write_shards(staging, [output(name) for name in names], dict, max_shard_size=10**10)
         staging.commit()
-    assert begun == written == list("abcdefg")
+    assert begun == written == names
     assert most == 1 + ahead
 
 
