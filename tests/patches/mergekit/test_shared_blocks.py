@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -277,8 +278,12 @@ def test_arming_after_mergekit_and_disarming(tmp_path: Path) -> None:
     assert len(states) == 4 and set(states.values()) == {"applied"}
 
 
+IMPORT = ["-c", "import zamba_compat\nfrom mergekit.scripts.run_yaml import main\nmain()"]
+
+
 @pytest.mark.slow
-def test_the_command(tmp_path: Path) -> None:
+@pytest.mark.parametrize("way", [IMPORT, ["-m", "zamba_compat", "run", "--", "mergekit-yaml"]], ids=["import", "run"])
+def test_the_command(way: list[str], tmp_path: Path) -> None:
     """As people run it, in a process of its own, tokenizer and card included."""
     tiny = Path(__file__).parents[2] / "fixtures" / "tiny"
     config = tmp_path / "config.yml"
@@ -286,9 +291,10 @@ def test_the_command(tmp_path: Path) -> None:
     config.write_text(
         lines.replace("Zyphra/Zamba2-7B-Instruct", str(tiny / "tuned")).replace("Zyphra/Zamba2-7B", str(tiny / "base"))
     )
-    out, code = tmp_path / "out", "import zamba_compat\nfrom mergekit.scripts.run_yaml import main\nmain()"
-    command = [sys.executable, "-c", code, str(config), str(out), "--quiet"]
-    env = overlays.environment(overlays.mergekit())
+    out, folders = tmp_path / "out", overlays.mergekit()
+    env = overlays.environment(folders)
+    env["PATH"] = f"{folders[0] / 'bin'}{os.pathsep}{env['PATH']}"
+    command = [sys.executable, *way, str(config), str(out), "--quiet"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=env)
     assert done.returncode == 0, done.stderr
     assert set(read(out)) == set(SharingMap.from_config(out).hub_keys())
