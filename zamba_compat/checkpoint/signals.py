@@ -32,6 +32,8 @@ def interruptible() -> Iterator[None]:
         yield
         return
     previous = {}
+    if all(signal.getsignal(number) is not _handle for number in _NUMBERS):
+        _Shield.raised = None  # one that the program outlived says nothing of what it does next
     for number in _NUMBERS:
         handler = signal.getsignal(number)
         if handler in (signal.SIG_DFL, signal.default_int_handler):
@@ -79,6 +81,15 @@ def received() -> int | None:
     """
     number, _Shield.raised = _Shield.raised, None
     return number
+
+
+def insist() -> None:
+    """Raise again what was raised and swallowed, in the main thread; call it before anything that cannot be undone.
+
+    Libraries in C swallow, too: while torch starts, it goes on without numpy, whatever importing that raises.
+    """
+    if _in_main_thread() and _Shield.raised is not None:
+        _raise(_Shield.raised)
 
 
 def _raise(number: int) -> None:

@@ -15,7 +15,7 @@ from zamba_compat.errors import DestinationError
 
 from .files import open_regular, read_piece, write_all
 from .locking import WorkingDirectory
-from .signals import Terminated, interruptible, shielded
+from .signals import Terminated, insist, interruptible, shielded
 from .swap import exchange, sync_directory
 
 __all__ = ["Staging", "Terminated"]
@@ -92,6 +92,7 @@ class Staging:
         Raises:
             DestinationError: the disk is full, or refuses the file; also for an OSError in the block.
         """
+        insist()
         path = self.path / name
         try:
             if path.parent != self.path:
@@ -149,6 +150,7 @@ class Staging:
         try:
             for directory, _, _ in os.walk(self.path):
                 sync_directory(Path(directory))
+            insist()
             with shielded():
                 self._put_in_place()
                 sync_directory(self.destination.parent)

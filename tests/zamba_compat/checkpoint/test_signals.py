@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -9,7 +10,7 @@ import time
 
 import pytest
 
-from zamba_compat.checkpoint.signals import Terminated, interruptible, shielded
+from zamba_compat.checkpoint.signals import Terminated, insist, interruptible, shielded
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 
@@ -71,3 +72,14 @@ def test_other_threads_change_nothing() -> None:
     thread.start()
     thread.join()
     assert seen == [before]
+
+
+def test_what_a_library_swallowed_is_raised_again() -> None:
+    with pytest.raises(Terminated), interruptible():
+        with interruptible(), contextlib.suppress(Terminated):
+            send(signal.SIGTERM)
+            time.sleep(5)
+        insist()
+        pytest.fail("it was lost")
+    with interruptible():
+        insist()  # nothing is left over

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import stat
@@ -15,6 +16,7 @@ import pytest
 from support.raw_files import snapshot
 from support.staged import NEW, OLD, make_old, only, refused, stage
 from zamba_compat.checkpoint import staging as module
+from zamba_compat.checkpoint.signals import Terminated
 from zamba_compat.checkpoint.staging import Staging
 from zamba_compat.errors import DestinationError
 
@@ -29,6 +31,19 @@ def test_a_new_destination(tmp_path: Path, exists: bool) -> None:
     stage(destination)
     assert snapshot(destination) == NEW
     assert only(destination)
+
+
+@pytest.mark.parametrize("when", ["write", "commit"])
+def test_row_54_a_signal_that_was_swallowed_stops_it(tmp_path: Path, when: str) -> None:
+    """As torch does while it starts: it goes on without numpy, whatever importing that raises."""
+    make_old(tmp_path / "d")
+    with pytest.raises(Terminated), Staging(tmp_path / "d", overwrite=True, sources=()) as staging:
+        staging.write("a", "x")
+        with contextlib.suppress(Terminated):
+            signal.raise_signal(signal.SIGTERM)
+        staging.write("b", "x") if when == "write" else staging.commit()
+        pytest.fail("it went on")
+    assert snapshot(tmp_path / "d") == OLD and only(tmp_path / "d")
 
 
 def test_nothing_appears_before_the_commit(tmp_path: Path) -> None:
