@@ -51,8 +51,14 @@ class Workers:
 
         own = torch.get_num_threads()
         self._threads = ThreadPoolExecutor(self.count, "sum")
-        list(self._threads.map(alone, range(self.count)))
-        torch.set_num_threads(own)  # for the whole process too, not for this thread alone
+        try:
+            list(self._threads.map(alone, range(self.count)))
+        except BaseException:
+            started.abort()  # or those that are there would wait for ever for one that cannot start
+            self._threads.shutdown(cancel_futures=True)
+            raise
+        finally:
+            torch.set_num_threads(own)  # for the whole process too, not for this thread alone
         return self
 
     def __exit__(self, *exc: object) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
 import torch
 
 from zamba_compat.merging.workers import Workers
@@ -30,3 +32,21 @@ def test_a_worker_computes_alone_and_the_process_keeps_its_number_of_threads() -
                 assert other.submit(torch.get_num_threads).result() == 3
     finally:
         torch.set_num_threads(own)
+
+
+def test_a_thread_that_cannot_start_leaves_none_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    own, workers, started = torch.get_num_threads(), Workers(), []
+    start = threading.Thread.start
+
+    def second_fails(thread: threading.Thread) -> None:
+        if started:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        start(thread)
+
+    workers.count = 2
+    monkeypatch.setattr(threading.Thread, "start", second_fails)
+    with pytest.raises(RuntimeError, match="can't start"):
+        workers.__enter__()
+    started[0].join(20)
+    assert not started[0].is_alive() and torch.get_num_threads() == own
