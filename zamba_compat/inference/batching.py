@@ -67,7 +67,7 @@ def read_requests(path: Path) -> tuple[list[Request], str]:
             continue
         try:
             found = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise _refused(path, number, f"is no JSON: {error}") from error
         if "\\ud" in line.decode("utf-8", "replace").lower() and not _is_text(found):
             raise _refused(path, number, "holds half of a surrogate pair, which is no text")
@@ -109,7 +109,7 @@ def run_batch(
         CheckpointError: a line that is no request; messages for a model without chat template.
         DestinationError: see `Journal`.
     """
-    if output.exists() and output.samefile(source):
+    if output.exists() and source.exists() and output.samefile(source):
         raise DestinationError("It is the input itself.", where=str(output), remedy="Choose another output.")
     requests, sha256 = read_requests(source)
     words = {**identity, "requests_sha256": sha256, "sampling": dataclasses.asdict(sampling)}

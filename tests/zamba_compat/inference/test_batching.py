@@ -110,7 +110,8 @@ def test_nothing_is_overwritten_in_vain(tiny: Loaded, tmp_path: Path) -> None:
     ("line", "words"),
     [("{", "is no JSON"), ("[]", "neither"), ('{"text": "a"}', "neither"), ('{"prompt": ""}', "that is no text"),
      ('{"prompt": 3}', "that is no text"), ('{"messages": []}', "no list of"), ('{"messages": ["a"]}', "no list of"),
-     ('{"prompt": "a", "messages": []}', "or both"), ('{"prompt": "a", "id": "\\ud800"}', "surrogate")],
+     ('{"prompt": "a", "messages": []}', "or both"), ('{"prompt": "a", "id": "\\ud800"}', "surrogate"),
+     pytest.param('{"prompt": "a", "id": ' + "[" * 10**5, "is no JSON", id="deep")],
 )  # fmt: skip
 def test_refused_lines(line: str, words: str, tmp_path: Path) -> None:
     (tmp_path / "in").write_text('{"prompt": "a"}\n\n' + line + "\n")
@@ -118,6 +119,12 @@ def test_refused_lines(line: str, words: str, tmp_path: Path) -> None:
         read_requests(tmp_path / "in")
     with pytest.raises(CheckpointError, match="cannot be read"):
         read_requests(tmp_path / "absent")
+
+
+def test_an_input_that_is_not_there(tiny: Loaded, tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("")
+    with pytest.raises(CheckpointError, match="absent: It cannot be read"):
+        run_batch(tmp_path / "absent", tmp_path / "out", lambda: tiny, SOME, identity={})
 
 
 WORKER = """
