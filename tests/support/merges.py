@@ -12,6 +12,7 @@ import yaml
 from safetensors.torch import load_file
 from torch import Tensor
 
+from support import synthetic
 from support.synthetic import Config, State, block_uses, hybrid_layers
 
 _SHARED = re.compile(r"model\.layers\.(\d+)\.shared_transformer\.(?:.*_adapter_list\.(\d+)\.)?")
@@ -36,6 +37,20 @@ def read(directory: Path) -> State:
     for file in directory.glob("*.safetensors"):
         state |= load_file(file)
     return state
+
+
+def parents() -> tuple[Config, State, State]:
+    """A small config of the 1.2B pattern, and two models of it."""
+    config = synthetic.make_config("1.2B")
+    return config, *(synthetic.make_state(config, seed=seed, dtype=torch.bfloat16) for seed in (0, 1))
+
+
+def write(folder: Path, config: Config, base: State, other: State, *changes: dict[str, Any]) -> tuple[Path, Path]:
+    """Both as checkpoints in the hub layout, each with what its config has otherwise."""
+    paths = folder / "base", folder / "other"
+    for path, state, own in zip(paths, (base, other), changes or ({}, {}), strict=True):
+        synthetic.write_checkpoint(path, state, {**config, **own})
+    return paths
 
 
 def slerp_of(base: Path, other: Path, layers: int, t: Any, **more: Any) -> dict[str, Any]:

@@ -104,6 +104,13 @@ def choose(config: MergeConfig, parents: Parents) -> Companions:
         by = "chat_template" if config.chat_template is not None else f"tokenizer_source: {source}"
         notes.append(f"The parents have different chat templates; the result has the one chosen by {by}.")
     own = found[chosen]
+    rows = base.config.get("vocab_size")
+    if chosen != base.model and isinstance(rows, int) and own.highest >= rows:
+        raise ConfigError(
+            f"The tokenizer of {chosen} has tokens up to {own.highest}, the base's embedding {rows} rows.",
+            where=config.where,
+            remedy="Choose tokenizer_source: base, or make the model with the larger embedding the base.",
+        )
     copied |= own.files
     written = {}
     if config.chat_template is not None:
@@ -122,20 +129,21 @@ def choose(config: MergeConfig, parents: Parents) -> Companions:
 class _Tokenizer:
     files: Mapping[str, Path]
     vocabulary: str  # equal for equal tokenizers
+    highest: int  # of a token's numbers; -1 where tokenizer.json does not say
     config: Mapping[str, Any]
     template: str
 
     @classmethod
     def of(cls, parent: Parent) -> _Tokenizer:
         files = {name: path for name, path in _beside(parent.checkpoint).items() if _is_tokenizer(name)}
-        digest = sha256()
+        digest, highest = sha256(), -1
         for name in _VOCABULARY:
             if name in files:
                 data = _content(files[name])
                 if name.endswith(".json"):  # the same in other words
-                    data = json.dumps(
-                        parse_object(data, where=str(files[name]), what="tokenizer"), sort_keys=True
-                    ).encode()
+                    words = parse_object(data, where=str(files[name]), what="tokenizer")
+                    data = json.dumps(words, sort_keys=True).encode()
+                    highest = max(highest, _highest(words))
                 digest.update(name.encode() + b"\0" + sha256(data).digest())
         config: dict[str, Any] = {}
         if _CONFIG in files:
@@ -146,7 +154,16 @@ class _Tokenizer:
         for name in reversed(_TEMPLATES):
             if name in files:
                 template = _content(files[name]).decode("utf-8", errors="replace")
-        return cls(files, digest.hexdigest(), config, template)
+        return cls(files, digest.hexdigest(), highest, config, template)
+
+
+def _highest(words: Mapping[str, Any]) -> int:
+    """The highest number of a token in tokenizer.json's content; -1 where it has none, as in other files."""
+    model, added = words.get("model"), words.get("added_tokens")
+    vocabulary = model.get("vocab") if isinstance(model, Mapping) else None
+    numbers = list(vocabulary.values()) if isinstance(vocabulary, Mapping) else [len(vocabulary or ()) - 1]
+    numbers += [token.get("id") for token in added or () if isinstance(token, Mapping)]
+    return max((number for number in numbers if isinstance(number, int)), default=-1)
 
 
 def _chosen(config: MergeConfig, found: Mapping[str, _Tokenizer], base: Parent) -> str | None:

@@ -102,7 +102,7 @@ def make_plan(config: MergeConfig, parents: Parents, workers: Workers, dtype: st
         total: Sum | None = None
         if share is not None:
             used, total = METHODS[config.method].sum(share, base.model, f"{config.where}: {name}")
-        if used != (base.model,) and info.dtype not in _FLOATS:
+        if (used != (base.model,) or total is not None) and info.dtype not in _FLOATS:
             notes.append(f"{name} holds no floating-point numbers and stays the base's.")
             used, total, share = (base.model,), None, None
         sources = {model: values.stored_as(name, model) for model in used}
@@ -126,12 +126,42 @@ def _names(base: Parent, sharing: SharingMap | None) -> list[str]:
     return [*(key for key in keys if base.canonical(key) in base.recipes), *more]
 
 
+# What two models of one architecture have to agree on, though their tensors may have the same shapes; and what they
+# compute otherwise, though their weights can be added.
+_HEADS = ("num_attention_heads", "num_key_value_heads")
+_NUMERICS = ("use_mem_rope", "use_long_context", "rope_theta", "rms_norm_eps", "time_step_limit", "hidden_act")
+
+
+def _compare_configs(base: Parent, parent: Parent) -> list[str]:
+    """Refuse other heads: the same rows of a weight would belong to different ones. Say what else is otherwise."""
+
+    def different(keys: tuple[str, ...]) -> str:
+        one, other = base.config, parent.config
+        return ", ".join(
+            f"{key} {other[key]} instead of {one[key]}"
+            for key in keys
+            if key in one and key in other and one[key] != other[key]
+        )
+
+    if heads := different(_HEADS):
+        raise CheckpointError(
+            f"It has {heads}: the same rows of a weight belong to different heads.",
+            where=parent.where,
+            remedy="Merge models of one shape.",
+        )
+    if numerics := different(_NUMERICS):
+        return [f"{parent.model} was trained with {numerics}; the result computes as {base.model}."]
+    return []
+
+
 def _compare_architectures(base: Parent, parents: Parents) -> list[str]:
     """Refuse what only one of two models of one architecture has; say what is left out of another one."""
     notes = []
     for parent in parents:
         if parent is base:
             continue
+        if parent.architecture == base.architecture:
+            notes += _compare_configs(base, parent)
         one, other = base.sharing, parent.sharing
         if one is not None and other is not None and one.hybrid_layers != other.hybrid_layers:
             raise CheckpointError(
