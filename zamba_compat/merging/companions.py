@@ -161,8 +161,11 @@ def _highest(words: Mapping[str, Any]) -> int:
     """The highest number of a token in tokenizer.json's content; -1 where it has none, as in other files."""
     model, added = words.get("model"), words.get("added_tokens")
     vocabulary = model.get("vocab") if isinstance(model, Mapping) else None
-    numbers = list(vocabulary.values()) if isinstance(vocabulary, Mapping) else [len(vocabulary or ()) - 1]
-    numbers += [token.get("id") for token in added or () if isinstance(token, Mapping)]
+    numbers: list[Any] = list(vocabulary.values()) if isinstance(vocabulary, Mapping) else []
+    if isinstance(vocabulary, list):  # in order: a Unigram model's
+        numbers.append(len(vocabulary) - 1)
+    if isinstance(added, list):
+        numbers += [token.get("id") for token in added if isinstance(token, Mapping)]
     return max((number for number in numbers if isinstance(number, int)), default=-1)
 
 

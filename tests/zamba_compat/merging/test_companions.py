@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from support.merges import parents, slerp_of, write
 from zamba_compat.errors import ConfigError
 from zamba_compat.merge import merge
+from zamba_compat.merging.companions import _highest
 
 
 def test_a_tokenizer_has_to_fit_the_embedding(tmp_path: Path) -> None:
@@ -23,3 +25,14 @@ def test_a_tokenizer_has_to_fit_the_embedding(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=f"tokens up to {rows}, the base's embedding {rows} rows"):
         merge(yml | {"tokenizer_source": str(second)}, tmp_path / "out")
     merge(yml | {"tokenizer_source": "base"}, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("words", "highest"),
+    [({"model": {"vocab": {"a": 3, "b": 9}}}, 9), ({"model": {"vocab": [["a", -1.0], ["b", -2.0]]}}, 1),
+     ({"model": {"vocab": {"a": 3}}, "added_tokens": [{"id": 12}, {"id": "13"}]}, 12),
+     ({"model": 5, "added_tokens": 7, "vocab": 8}, -1), ({"model": {"vocab": 5}, "added_tokens": {"id": 1}}, -1)],
+)  # fmt: skip
+def test_the_highest_number_whatever_the_file_says(words: dict[str, Any], highest: int) -> None:
+    """The last two: vocab.json, where these are tokens; and nonsense."""
+    assert _highest(words) == highest
