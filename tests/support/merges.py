@@ -39,17 +39,20 @@ def read(directory: Path) -> State:
     return state
 
 
-def parents() -> tuple[Config, State, State]:
-    """A small config of the 1.2B pattern, and two models of it."""
-    config = synthetic.make_config("1.2B")
-    return config, *(synthetic.make_state(config, seed=seed, dtype=torch.bfloat16) for seed in (0, 1))
+def parents(pattern: str = "1.2B", dtype: torch.dtype = torch.bfloat16) -> tuple[Config, State, State]:
+    """A small config of a pattern, and two models of it."""
+    config = synthetic.make_config(pattern)
+    return config, *(synthetic.make_state(config, seed=seed, dtype=dtype) for seed in (0, 1))
 
 
-def write(folder: Path, config: Config, base: State, other: State, *changes: dict[str, Any]) -> tuple[Path, Path]:
-    """Both as checkpoints in the hub layout, each with what its config has otherwise."""
+def write(
+    folder: Path, config: Config, base: State, other: State, layouts: str = "hub hub", changes: Sequence[Config] = ()
+) -> tuple[Path, Path]:
+    """Both as checkpoints, each in its layout (hub, expanded) and with what its config has otherwise."""
     paths = folder / "base", folder / "other"
-    for path, state, own in zip(paths, (base, other), changes or ({}, {}), strict=True):
-        synthetic.write_checkpoint(path, state, {**config, **own})
+    for path, state, layout, own in zip(paths, (base, other), layouts.split(), changes or ({}, {}), strict=True):
+        stored = synthetic.to_expanded(state, config) if layout == "expanded" else state
+        synthetic.write_checkpoint(path, stored, {**config, **own})
     return paths
 
 

@@ -17,8 +17,8 @@ import yaml
 from torch import Tensor
 
 from support import synthetic
-from support.merges import curve, read, slerp_of, used_at
-from support.synthetic import Config, State
+from support.merges import curve, parents, read, slerp_of, used_at, write
+from support.synthetic import Config
 from zamba_compat.cli.main import main
 from zamba_compat.convert import Options, convert
 from zamba_compat.errors import CheckpointError, ConfigError, DivergentCopiesError
@@ -34,20 +34,6 @@ T = [
     {"value": 0.5},
 ]
 STEP = {torch.bfloat16: 2**-8, torch.float16: 2**-11, torch.float32: 2**-21}
-
-
-def parents(pattern: str, dtype: torch.dtype = torch.bfloat16) -> tuple[Config, State, State]:
-    config = synthetic.make_config(pattern)
-    return config, *(synthetic.make_state(config, seed=seed, dtype=dtype) for seed in (0, 1))
-
-
-def write(folder: Path, config: Config, base: State, other: State, layouts: str = "hub hub") -> tuple[Path, Path]:
-    paths = folder / "base", folder / "other"
-    for path, state, layout in zip(paths, (base, other), layouts.split(), strict=True):
-        synthetic.write_checkpoint(
-            path, synthetic.to_expanded(state, config) if layout == "expanded" else state, config
-        )
-    return paths
 
 
 def t_at(key: str, layer: int | None, layers: int) -> float:

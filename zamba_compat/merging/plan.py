@@ -102,7 +102,7 @@ def make_plan(config: MergeConfig, parents: Parents, workers: Workers, dtype: st
         total: Sum | None = None
         if share is not None:
             used, total = METHODS[config.method].sum(share, base.model, f"{config.where}: {name}")
-        if (used != (base.model,) or total is not None) and info.dtype not in _FLOATS:
+        if (used, total) != ((base.model,), None) and info.dtype not in _FLOATS:
             notes.append(f"{name} holds no floating-point numbers and stays the base's.")
             used, total, share = (base.model,), None, None
         sources = {model: values.stored_as(name, model) for model in used}

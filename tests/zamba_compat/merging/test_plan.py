@@ -16,7 +16,8 @@ from zamba_compat.merge import merge
 def test_other_heads_are_refused(tmp_path: Path) -> None:
     """Their tensors have the same shapes."""
     config, base, other = parents()
-    first, second = write(tmp_path, config, base, other, {}, {"num_attention_heads": 2, "num_key_value_heads": 2})
+    fewer = {"num_attention_heads": 2, "num_key_value_heads": 2}
+    first, second = write(tmp_path, config, base, other, changes=({}, fewer))
     with pytest.raises(CheckpointError, match="num_attention_heads 2 instead of"):
         merge(slerp_of(first, second, config["num_hidden_layers"], 0.5), tmp_path / "out")
 
@@ -24,7 +25,7 @@ def test_other_heads_are_refused(tmp_path: Path) -> None:
 def test_other_arithmetic_is_said(tmp_path: Path) -> None:
     config, base, other = parents()
     rope: list[dict[str, Any]] = [{"use_mem_rope": True, "rope_theta": theta} for theta in (10000, 50000)]
-    first, second = write(tmp_path, config, base, other, *rope)
+    first, second = write(tmp_path, config, base, other, changes=rope)
     report = merge(slerp_of(first, second, config["num_hidden_layers"], 0.5), tmp_path / "out")
     (note,) = (warning for warning in report.warnings if "computes as" in warning)
     assert f"rope_theta 50000 instead of 10000; the result computes as {first}" in note and "mem_rope" not in note
