@@ -12,6 +12,7 @@ from zamba_compat.errors import DestinationError
 
 _LOCK = "lock"
 _TAKEN = (errno.EACCES, errno.EAGAIN)
+ANOTHER_RUN = "Another run is writing it."
 
 
 class WorkingDirectory:
@@ -64,7 +65,10 @@ class WorkingDirectory:
         with contextlib.suppress(FileExistsError):
             self.path.mkdir(mode=0o700)
         lock = self.path / _LOCK
-        foreign = not lock.exists() and any(self.path.iterdir()) and not lock.exists()
+        try:
+            foreign = not lock.exists() and any(self.path.iterdir()) and not lock.exists()
+        except FileNotFoundError:
+            return  # its owner has just removed it
         if foreign or self.path.is_symlink():
             raise DestinationError(
                 f"{self.path} is in the way and was not made by an earlier run.",
@@ -76,21 +80,33 @@ class WorkingDirectory:
         except FileNotFoundError:
             return  # its owner has just removed it
         try:
-            _lock(fd)
+            if not claim(fd):
+                raise DestinationError(
+                    ANOTHER_RUN,
+                    where=str(self._destination),
+                    remedy="Wait for that run, or choose another destination.",
+                )
             # The owner before may have removed the file between our open and our lock: then we hold nothing.
             if lock.exists() and os.path.samestat(os.fstat(fd), os.stat(lock)):
                 self._fd, fd = fd, -1
-        except OSError as error:
-            if error.errno not in _TAKEN:
-                raise
-            raise DestinationError(
-                "Another run is writing it.",
-                where=str(self._destination),
-                remedy="Wait for that run, or choose another destination.",
-            ) from error
         finally:
             if fd >= 0:
                 os.close(fd)
+
+
+def claim(fd: int) -> bool:
+    """Lock an open file for this process until it is closed; False where another process has it.
+
+    Raises:
+        OSError: the file system has no locks, or no more of them.
+    """
+    try:
+        _lock(fd)
+    except OSError as error:
+        if error.errno not in _TAKEN:
+            raise
+        return False
+    return True
 
 
 if sys.platform == "win32":

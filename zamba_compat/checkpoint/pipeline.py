@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import errno
 import hashlib
@@ -30,7 +29,7 @@ BUFFER = 2**20  # bytes read at once; still in the processor's cache when they a
 STEP = 2**24  # bytes copied at once
 AHEAD = 2**28  # bytes that are copied and not examined yet: the examiners shall find them in the page cache
 EXAMINERS = 2
-QUEUED = 8  # pieces of a computed tensor that are written and not examined yet
+QUEUED = 8  # pieces of computed tensors that are written and not examined yet
 WORKING_MEMORY = (1 + EXAMINERS) * BUFFER + 2**25  # bytes of anonymous memory, tensors that are computed not counted
 _FLUSH = 2**25  # bytes between two calls that send what is written on its way to the disk
 _TRIM = 2**24  # bytes of tensors in memory between two calls that give freed memory back
@@ -74,6 +73,7 @@ class Pipeline:
         self._source: tuple[os.PathLike[str], int] | None = None
         self._passed = 0  # bytes of tensors in memory since freed memory was given back
         self._unflushed: tuple[int, int] | None = None  # a descriptor, and from where on
+        self._room = threading.Semaphore(QUEUED)
         self._streamed: queue.Queue[memoryview | None] | None = None  # what an examiner waits for the end of
 
     def __enter__(self) -> Pipeline:
@@ -81,11 +81,7 @@ class Pipeline:
 
     def __exit__(self, *exc: object) -> None:
         if self._streamed is not None:
-            # A signal can come between any two steps of `stream`. Nobody else fills the queue: once empty, it has room.
-            with contextlib.suppress(queue.Empty):
-                while True:
-                    self._streamed.get_nowait()
-            self._streamed.put(None)
+            self._streamed.put(None)  # a signal can come between any two steps of `stream`
         self._threads.shutdown(wait=True, cancel_futures=True)
         self._flusher.shutdown(wait=True, cancel_futures=True)
         if self._source is not None:
@@ -121,16 +117,18 @@ class Pipeline:
     def stream(self, target: int, pieces: Iterable[memoryview], examined: Examined) -> int:
         """Append a tensor that comes in pieces of whole elements to the open file `target`.
 
-        At most `QUEUED` pieces wait to be examined; each must not change before that.
+        At most `QUEUED` pieces wait to be examined, those of the tensors before counted; each must not change before
+        that.
 
         Returns:
             how many bytes it was.
         """
-        waiting = self._streamed = queue.Queue(QUEUED)
-        self._submit(0, _examine_queue, waiting, examined)
+        waiting = self._streamed = queue.Queue()
+        self._submit(0, _examine_queue, waiting, examined, self._room)
         total = 0
         try:
             for data in pieces:
+                self._room.acquire()
                 waiting.put(data)
                 write_all(target, data)
                 self._written(target, len(data))
@@ -241,15 +239,19 @@ def _examine(data: memoryview, examined: Examined) -> None:
         examined.take(chunk)
 
 
-def _examine_queue(waiting: queue.Queue[memoryview | None], examined: Examined) -> None:
-    """Until None comes, whatever happens: who fills the queue must not wait for ever."""
-    try:
-        while (data := waiting.get()) is not None:
-            _examine(data, examined)
-    except BaseException:
-        while waiting.get() is not None:
-            pass
-        raise
+def _examine_queue(waiting: queue.Queue[memoryview | None], examined: Examined, room: threading.Semaphore) -> None:
+    """Until None comes, whatever happens: who fills the queue must not wait for room for ever."""
+    failure: BaseException | None = None
+    while (data := waiting.get()) is not None:
+        try:
+            if failure is None:
+                _examine(data, examined)
+        except BaseException as error:
+            failure = error
+        del data
+        room.release()
+    if failure is not None:
+        raise failure
 
 
 def _copy_range(source: int, target: int, offset: int, count: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import errno
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -145,7 +146,8 @@ class Staging:
         """Put the directory in the destination's place. Write nothing after it.
 
         Raises:
-            DestinationError: something has appeared at the destination, or it cannot be replaced.
+            DestinationError: something has appeared at the destination, or it cannot be replaced; or it was replaced,
+                and the disk does not confirm it.
         """
         try:
             for directory, _, _ in os.walk(self.path):
@@ -153,12 +155,24 @@ class Staging:
             insist()
             with shielded():
                 self._put_in_place()
-                sync_directory(self.destination.parent)
-                sync_directory(self._working.path)
+                self._confirm()
         except OSError as error:
             raise self._failure(error) from error
 
+    def _confirm(self) -> None:
+        try:
+            sync_directory(self.destination.parent)
+            sync_directory(self._working.path)
+        except OSError as error:
+            raise DestinationError(
+                f"The new content is in place, but the disk does not confirm it: {error.strerror or error}.",
+                where=str(self.destination),
+                remedy="Look after the disk: a loss of power could bring back what was there before.",
+            ) from error
+
     def _put_in_place(self) -> None:
+        if os.path.lexists(self.destination) and not self.destination.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, "there is something now that is no directory")
         if not (self._overwrite and _has_content(self.destination)):
             if os.name == "nt" and self.destination.exists():
                 self.destination.rmdir()  # elsewhere a rename replaces an empty directory

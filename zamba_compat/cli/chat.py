@@ -27,11 +27,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     how, sampling = inference.loading(options), inference.sampling(options)
+    system = inference.text(options.system, "--system")
     from zamba_compat.inference.chatting import HELP, Chat, converse
     from zamba_compat.inference.loading import load
 
-    chat = Chat(load(options.model, how), sampling, options.system)
-    if sys.stdin.isatty() and not options.quiet:
+    chat = Chat(load(options.model, how), sampling, system)
+    if _is_terminal() and not options.quiet:
         print(HELP, file=sys.stderr)
     answers: list[Generation] = []
     lines = _lines()
@@ -48,11 +49,16 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
+def _is_terminal() -> bool:
+    return sys.stdin is not None and sys.stdin.isatty()
+
+
 def _lines() -> Iterator[str]:
-    terminal = sys.stdin.isatty()
+    terminal = _is_terminal()
     while True:
         try:
-            line = input("> ") if terminal else sys.stdin.readline()
+            line = inference.read(lambda stream: input("> ") if terminal else stream.readline())
+            inference.text(line, inference.STDIN)
         except (EOFError, KeyboardInterrupt):
             return
         if not line and not terminal:

@@ -44,11 +44,11 @@ def _prompt(options: argparse.Namespace) -> str:
     if options.prompt is not None and options.prompt_file is not None:
         raise ZambaCompatError("There are two prompts.", remedy="Give PROMPT or --prompt-file.")
     if options.prompt is not None:
-        return str(options.prompt)
+        return inference.text(options.prompt, "PROMPT")
     if options.prompt_file is None:
-        return sys.stdin.read()
+        return inference.text(inference.read(lambda stream: stream.read()), inference.STDIN)
     try:
-        return str(options.prompt_file.read_text(encoding="utf-8"))
+        return str(options.prompt_file.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
         raise ZambaCompatError(
             f"It cannot be read: {error}.", where=str(options.prompt_file), remedy="Give a UTF-8 text file."

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TextIO
+
+from zamba_compat.errors import ZambaCompatError
 
 if TYPE_CHECKING:
     from zamba_compat.inference.generation import Generation, Sampling
@@ -12,6 +15,7 @@ if TYPE_CHECKING:
 
 # As in inference/loading.py and generation.py, which take longer to import than --help may.
 LOADS = ("auto", "4bit", "8bit", "bf16", "fp16", "fp32")
+STDIN = "standard input"
 
 
 def add_loading(parser: argparse.ArgumentParser) -> None:
@@ -49,6 +53,25 @@ def sampling(options: argparse.Namespace) -> Sampling:
     return Sampling(
         options.max_new_tokens, options.temperature, options.top_p, options.top_k, options.repetition_penalty
     )
+
+
+def read(how: Callable[[TextIO], str]) -> str:
+    """Text from standard input. Raises ZambaCompatError where it is closed, or no text in the terminal's encoding."""
+    if sys.stdin is None:
+        raise ZambaCompatError("It is closed.", where=STDIN, remedy="Give the prompt as an argument or in a file.")
+    try:
+        return how(sys.stdin)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ZambaCompatError(f"It cannot be read: {error}.", where=STDIN, remedy="Give UTF-8 text.") from error
+
+
+def text(found: str, where: str) -> str:
+    """The same text. Raises ZambaCompatError where Python has kept bytes in it that are none."""
+    try:
+        found.encode()
+    except UnicodeEncodeError as error:
+        raise ZambaCompatError("It holds bytes that are no UTF-8.", where=where, remedy="Give UTF-8 text.") from error
+    return found
 
 
 def say(text: str) -> None:

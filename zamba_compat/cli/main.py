@@ -7,8 +7,10 @@ may follow it), and in an exit status of its own kind. --debug shows the traceba
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import os
+import re
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -44,7 +46,6 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         import difflib
-        import re
 
         unknown = re.match(r"argument COMMAND: invalid choice: '([^']*)'", message)
         if unknown:
@@ -76,6 +77,9 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by who started this
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a name that the terminal's encoding lacks is shown, not a reason to fail
             stream.reconfigure(errors="backslashreplace")
@@ -95,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 128 + number
         if options.debug:
             raise
-        status, message = _explained(error)
+        status, message = _explained(error, options)
         try:
             print(f"zamba-compat {options.command}: {message}", file=sys.stderr)
         except BrokenPipeError:
@@ -109,13 +113,17 @@ def _signal() -> int | None:
     return None if signals is None else signals.received()
 
 
-def _explained(error: Exception) -> tuple[int, str]:
+def _explained(error: Exception, options: argparse.Namespace) -> tuple[int, str]:
     """The exit status for an error, and the line that says what, where and the remedy."""
     if isinstance(error, ZambaCompatError):
         return EXIT_ERROR, str(error)
     if _is_out_of_memory(error):
-        remedy = "Close other programs, or use a machine with more; --dry-run says about how much is needed."
-        return EXIT_ERROR, f"Out of memory; what was there before is unchanged. {remedy}"
+        hints = ["Close other programs, or use a machine with more"]
+        if getattr(options, "load", "4bit") != "4bit":
+            hints.append("--load 4bit needs the least")
+        if hasattr(options, "dry_run"):
+            hints.append("--dry-run says about how much is needed")
+        return EXIT_ERROR, f"Out of memory; what was there before is unchanged. {'; '.join(hints)}."
     detail = " ".join(f"{type(error).__name__}: {error}".split())
     if len(detail) > 300:
         detail = detail[:300] + "..."
@@ -126,9 +134,13 @@ def _explained(error: Exception) -> tuple[int, str]:
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    """Also of torch, which raises RuntimeError."""
+    """Also of torch, whose RuntimeError says it in three ways, and of the system."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
     return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error).lower()
+        isinstance(error, RuntimeError)
+        and re.search("can't allocate memory|cannot allocate memory|out of memory", str(error), re.IGNORECASE)
+        is not None
     )
 
 

@@ -111,10 +111,14 @@ def run_batch(
     """
     if output.exists() and source.exists() and output.samefile(source):
         raise DestinationError("It is the input itself.", where=str(output), remedy="Choose another output.")
+    if output.is_dir() or not output.absolute().parent.is_dir():
+        what = "It is a directory." if output.is_dir() else "Its directory does not exist."
+        raise DestinationError(what, where=str(output), remedy="Give a file in a directory that exists.")
     requests, sha256 = read_requests(source)
     words = {**identity, "requests_sha256": sha256, "sampling": dataclasses.asdict(sampling)}
     start, tokens, device = time.perf_counter(), 0, "cpu"
-    early = load() if overwrite else None  # what is there goes only when there is a model to answer with
+    # What is there goes, and what is not there comes, only when there is a model to answer with.
+    early = _load(load, requests) if overwrite or not output.exists() else None
     with Journal(output, words, overwrite=overwrite) as journal:
         found = journal.done
         if found > len(requests):
@@ -122,7 +126,7 @@ def run_batch(
                 f"It has {found} answers, the input {len(requests)} requests.", where=str(output), remedy="--overwrite"
             )
         left = requests[found:]
-        loaded = early or (load() if left else None)
+        loaded = early or (_load(load, left) if left else None)
         for at in range(0, len(left), batch_size):
             assert loaded is not None
             device = loaded.device
@@ -174,9 +178,15 @@ def answer(loaded: Loaded, requests: Sequence[Request], sampling: Sampling) -> l
     return answers
 
 
+def _load(load: Callable[[], Loaded], requests: Sequence[Request]) -> Loaded:
+    loaded = load()
+    if any(request.messages is not None for request in requests):
+        require_template(loaded)
+    return loaded
+
+
 def _ids(loaded: Loaded, request: Request) -> Tensor:
     if request.messages is not None:
-        require_template(loaded)
         return template_ids(loaded, request.messages)
     return encode(loaded, request.prompt or "")
 

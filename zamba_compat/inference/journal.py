@@ -6,10 +6,12 @@ import contextlib
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from zamba_compat.checkpoint.locking import ANOTHER_RUN, claim
 from zamba_compat.checkpoint.swap import sync_directory
 from zamba_compat.errors import CheckpointError, DestinationError
 
@@ -85,16 +87,16 @@ class Journal:
         self.done += len(lines)
 
     def _lock(self, file: BinaryIO) -> None:
-        try:
-            import fcntl
-        except ImportError:  # no such locks on this system
+        if sys.platform == "win32":  # a lock there keeps even readers of the answers away
             return
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            claimed = claim(file.fileno())
         except OSError as error:
+            raise self._failure(error) from error
+        if not claimed:
             raise DestinationError(
-                "Another run is writing it.", where=str(self.path), remedy="Wait for it, or choose another output."
-            ) from error
+                ANOTHER_RUN, where=str(self.path), remedy="Wait for that run, or choose another output."
+            )
 
     def _check_state(self, *, empty: bool) -> None:
         """Compare what the file answers with what is asked; written first of all, so that answers never lack it."""

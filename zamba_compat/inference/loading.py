@@ -37,6 +37,8 @@ class Loading:
     def __post_init__(self) -> None:
         if self.load not in LOADS:
             raise ZambaCompatError(f"{self.load!r} is no way to load.", remedy=f"Use one of {', '.join(LOADS)}.")
+        if not -(2**63) <= self.seed < 2**64:
+            raise ZambaCompatError(f"The seed {self.seed} has more than 64 bits.", remedy="Give a smaller one.")
         if self.ablate is not None:
             ablations.check(self.ablate)
 
@@ -117,10 +119,13 @@ def device_of(name: str) -> str:
 
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
+    remedy = "Use cpu, cuda or cuda:N."
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ZambaCompatError(f"{name!r} is no device.", remedy="Use cpu, cuda or cuda:N.") from error
+        raise ZambaCompatError(f"{name!r} is no device.", remedy=remedy) from error
+    if device.type not in ("cpu", "cuda") and not (device.type == "mps" and torch.backends.mps.is_available()):
+        raise ZambaCompatError(f"No model runs on {name} here.", remedy=remedy)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         count = torch.cuda.device_count()
         raise ZambaCompatError(f"There is no {name}: torch sees {count} GPUs.", remedy="Use --device cpu or auto.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -33,6 +33,7 @@ _VOCABULARY = (
 )
 _CONFIG, _TEMPLATE = "tokenizer_config.json", "chat_template.jinja"
 _TEMPLATES = (_TEMPLATE, "chat_template.json")
+_WORD = "chat_template"  # of tokenizer_config.json
 _MORE_TEMPLATES = "additional_chat_templates"
 _OWN = ("README.md", "mergekit_config.yml")  # written anew
 
@@ -112,16 +113,17 @@ def choose(config: MergeConfig, parents: Parents) -> Companions:
             remedy="Choose tokenizer_source: base, or make the model with the larger embedding the base.",
         )
     copied |= own.files
-    written = {}
-    if config.chat_template is not None:
-        text = config.chat_template
-        if text == "auto":
-            counted = Counter(tokenizer.template for tokenizer in holders.values() if tokenizer.template)
-            text = counted.most_common(1)[0][0] if counted else ""
-        if text:
-            copied = {name: path for name, path in copied.items() if not _is_template(name) and name != _CONFIG}
-            written = {_CONFIG: json.dumps({**own.config, "chat_template": text}, indent=2, ensure_ascii=False) + "\n"}
-            written[_TEMPLATE] = text
+    written: dict[str, str] = {}
+    other = _commonest(holders.values()) if config.chat_template == "auto" else None
+    if config.chat_template and (config.chat_template != "auto" or (other and other.template != own.template)):
+        copied = {name: path for name, path in copied.items() if not _is_template(name) and name != _CONFIG}
+        words: dict[str, Any] = {name: value for name, value in own.config.items() if name != _WORD}
+        if other is None:
+            words[_WORD] = written[_TEMPLATE] = config.chat_template
+        else:  # in whatever form that model has it: text, several with names, a file
+            words |= {_WORD: other.config[_WORD]} if other.config.get(_WORD) else {}
+            copied |= {name: path for name, path in other.files.items() if _is_template(name)}
+        written[_CONFIG] = json.dumps(words, indent=2, ensure_ascii=False) + "\n"
     return Companions(copied, written, chosen, tuple(notes))
 
 
@@ -148,13 +150,20 @@ class _Tokenizer:
         config: dict[str, Any] = {}
         if _CONFIG in files:
             config = parse_object(_content(files[_CONFIG]), where=str(files[_CONFIG]), what="tokenizer config")
-        template = config.get("chat_template") or ""
+        template = config.get(_WORD) or ""
         if not isinstance(template, str):
             template = json.dumps(template, sort_keys=True)
         for name in reversed(_TEMPLATES):
             if name in files:
                 template = _content(files[name]).decode("utf-8", errors="replace")
         return cls(files, digest.hexdigest(), highest, config, template)
+
+
+def _commonest(tokenizers: Iterable[_Tokenizer]) -> _Tokenizer | None:
+    """The first one with the template that most of them have; None where none has any."""
+    having = [tokenizer for tokenizer in tokenizers if tokenizer.template]
+    counted = Counter(tokenizer.template for tokenizer in having)
+    return max(having, key=lambda tokenizer: counted[tokenizer.template], default=None)
 
 
 def _highest(words: Mapping[str, Any]) -> int:

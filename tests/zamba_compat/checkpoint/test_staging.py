@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import stat
@@ -161,6 +162,34 @@ def test_row_48_content_that_appears_meanwhile(tmp_path: Path) -> None:
         staging.commit()
     assert snapshot(tmp_path / "d") == OLD
     assert only(tmp_path / "d")
+
+
+def test_row_48_a_file_that_appears_in_a_full_directorys_place_stays(tmp_path: Path) -> None:
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "old").touch()
+    with (
+        pytest.raises(DestinationError, match="no directory"),
+        Staging(tmp_path / "d", overwrite=True, sources=()) as staging,
+    ):
+        staging.write("new", "")
+        (tmp_path / "d").rename(tmp_path / "away")
+        (tmp_path / "d").write_text("mine")
+        staging.commit()
+    assert (tmp_path / "d").read_text() == "mine"
+    assert {path.name for path in tmp_path.iterdir()} == {"d", "away"}
+
+
+def test_a_disk_that_does_not_confirm_the_new_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(path: Path) -> None:
+        if path == tmp_path:
+            raise OSError(errno.EIO, "Input/output error")
+
+    with Staging(tmp_path / "d", overwrite=False, sources=()) as staging:
+        staging.write("new", "")
+        monkeypatch.setattr("zamba_compat.checkpoint.staging.sync_directory", failing)
+        with pytest.raises(DestinationError, match=r"new content is in place.*Input/output error") as caught:
+            staging.commit()
+    assert "unchanged" not in str(caught.value) and (tmp_path / "d" / "new").exists()
 
 
 def test_row_48_a_second_rename_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,7 +28,7 @@ def test_choices_are_those_of_the_function() -> None:
 
 
 def test_generate(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "prompt").write_text(PROMPT)
+    (tmp_path / "prompt").write_text("\ufeff" + PROMPT)  # as some editors begin a file
     monkeypatch.setattr(sys, "stdin", io.StringIO(PROMPT))
     texts = []
     for words in ([PROMPT], ["--prompt-file", str(tmp_path / "prompt")], []):
@@ -51,6 +51,19 @@ def test_generate_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     ):
         assert main(["generate", *words]) == 3
         assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["generate", "chat"])
+def test_standard_input_that_is_no_text(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(TINY, tmp_path / "a")
+    (tmp_path / "a" / "chat_template.jinja").write_text("{{ bos_token }}{{ messages[-1].content }}")
+    for errors in ("strict", "surrogateescape"):  # in a UTF-8 locale, and in that of C
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9\n"), "utf-8", errors))
+        assert main([command, str(tmp_path / "a")]) == 3
+        err = capsys.readouterr().err
+        assert "standard input: " in err and "Give UTF-8 text" in err
 
 
 def test_chat(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import importlib
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from zamba_compat.cli import main as module
-from zamba_compat.cli.main import main
+from zamba_compat.cli.main import COMMANDS, main
 
 TINY = str(Path(__file__).parents[2] / "fixtures" / "tiny" / "base")
 README = (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")
@@ -35,14 +38,49 @@ def test_an_unexpected_exception_is_one_line(
 
 
 @pytest.mark.parametrize(
-    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")]
+    "error",
+    [
+        MemoryError(),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"),
+        RuntimeError("unable to mmap 8 bytes from file <x>: Cannot allocate memory (12)"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 8 bytes"),
+    ],
 )
 def test_row_57_out_of_memory(
     error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     failing(monkeypatch, error)
     assert main(["verify", "x"]) == 3
-    assert "Out of memory" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "Out of memory" in err and "--dry-run" not in err and "--load" not in err  # verify has neither
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [(("convert-checkpoint", "x", "y"), "--dry-run"), (("generate", "x", "y"), "--load 4bit")],
+)
+def test_row_57_the_remedy_is_one_that_the_command_has(
+    words: tuple[str, ...], hint: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(_: object) -> int:
+        raise MemoryError
+
+    file = COMMANDS[words[0]][0]
+    monkeypatch.setattr(importlib.import_module(f"zamba_compat.cli.{file}"), "run", run)
+    assert main(words) == 3 and hint in capsys.readouterr().err
+
+
+def test_closed_streams_are_no_fault(capfd: pytest.CaptureFixture[str]) -> None:
+    """As a shell's `<&- >&-` leaves them."""
+    program = "import sys; sys.stdin = sys.stdout = None; from zamba_compat.cli.main import main; sys.exit(main({}))"
+    for words, status, told in (
+        (["generate", "x"], 3, "standard input: It is closed"),
+        (["generate", "x", "\udcff"], 3, "PROMPT: It holds bytes that are no UTF-8"),
+        (["doctor"], 0, ""),
+    ):
+        assert subprocess.run([sys.executable, "-c", program.format(words)]).returncode == status, words
+        assert told in capfd.readouterr().err
 
 
 def test_the_traceback_only_with_debug(capsys: pytest.CaptureFixture[str]) -> None:

@@ -80,8 +80,11 @@ def test_goes_on_and_keeps_order(tiny: Loaded, tmp_path: Path) -> None:
 
 def test_messages(tiny: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = write(tmp_path / "in", [{"messages": [{"role": "user", "content": "import "}]}])
-    with pytest.raises(CheckpointError, match="no chat template"):
-        run_batch(source, tmp_path / "out", lambda: tiny, SOME, identity={})
+    late = write(tmp_path / "late", [{"prompt": "x"}, {"messages": [{"role": "user", "content": "import "}]}])
+    for requests in (source, late):
+        with pytest.raises(CheckpointError, match="no chat template"):
+            run_batch(requests, tmp_path / "out", lambda: tiny, SOME, identity={})
+        assert not list(tmp_path.glob("out*"))
     monkeypatch.setattr(tiny.tokenizer, "chat_template", "{{ bos_token }}{{ messages[0].content }}")
     run_batch(source, tmp_path / "out", lambda: tiny, SOME, identity={})
     assert json.loads((tmp_path / "out").read_text())["text"] == generate(tiny, "import ", SOME).text
@@ -104,6 +107,12 @@ def test_nothing_is_overwritten_in_vain(tiny: Loaded, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no such model"):
         run_batch(source, tmp_path / "out", absent, SOME, identity={}, overwrite=True)
     assert (tmp_path / "out").read_bytes() == before
+    with pytest.raises(CheckpointError, match="no such model"):
+        run_batch(source, tmp_path / "new", absent, SOME, identity={})
+    assert not list(tmp_path.glob("new*"))
+    for where, what in ((tmp_path / "absent" / "new", "directory does not exist"), (tmp_path, "is a directory")):
+        with pytest.raises(DestinationError, match=what):
+            run_batch(source, where, absent, SOME, identity={})
 
 
 @pytest.mark.parametrize(

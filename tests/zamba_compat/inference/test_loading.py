@@ -86,13 +86,23 @@ def test_devices() -> None:
         device_of("gpu-9")
     with pytest.raises(ZambaCompatError, match="torch sees"):
         device_of("cuda:99")
+    for name in ("meta", "mps"):
+        if name == "meta" or not torch.backends.mps.is_available():
+            with pytest.raises(ZambaCompatError, match=f"No model runs on {name} here"):
+                device_of(name)
     with pytest.raises(ZambaCompatError, match="no way to load"):
         Loading(load="3bit")
+    for number in (2**64, -(2**63) - 1):
+        with pytest.raises(ZambaCompatError, match="more than 64 bits"):
+            Loading(seed=number)
     assert peak_memory("cpu") > 2**20
 
 
 def test_seed() -> None:
     import random
+
+    for extreme in (2**64 - 1, -(2**63)):
+        seed(extreme)
 
     import numpy as np
 

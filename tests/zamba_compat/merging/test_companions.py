@@ -36,3 +36,41 @@ def test_a_tokenizer_has_to_fit_the_embedding(tmp_path: Path) -> None:
 def test_the_highest_number_whatever_the_file_says(words: dict[str, Any], highest: int) -> None:
     """The last two: vocab.json, where these are tokens; and nonsense."""
     assert _highest(words) == highest
+
+
+LIST = [{"name": "default", "template": "{{ a }}"}, {"name": "tools", "template": "{{ b }}"}]
+
+
+def with_templates(directory: Path, form: str, template: object) -> None:
+    (directory / "tokenizer.json").write_text(json.dumps({"model": {"vocab": {"a": 0}}}))
+    words: dict[str, object] = {"eos_token": directory.name}
+    if form == "config":
+        words["chat_template"] = template
+    elif form:
+        (directory / form).write_text(template if isinstance(template, str) else json.dumps(template))
+    (directory / "tokenizer_config.json").write_text(json.dumps(words))
+
+
+@pytest.mark.parametrize(
+    ("form", "template"),
+    [("config", "{{ a }}"), ("config", LIST), ("chat_template.json", {"chat_template": "{{ a }}"}),
+     ("chat_template.jinja", "{{ a }}")],
+)  # fmt: skip
+def test_the_commonest_chat_template_in_its_own_form(form: str, template: object, tmp_path: Path) -> None:
+    """`auto`, the base without one: everything of templates is the other's, everything else the base's."""
+    config, base, other = parents()
+    first, second = write(tmp_path, config, base, other)
+    with_templates(first, "", None)
+    with_templates(second, form, template)
+    yml = slerp_of(first, second, config["num_hidden_layers"], 0.5) | {"tokenizer_source": "base"}
+    merge(yml | {"chat_template": "auto"}, tmp_path / "out")
+
+    words = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
+    assert words.pop("eos_token") == first.name
+    assert words == ({"chat_template": template} if form == "config" else {})
+    found = {path.name: path.read_text() for path in (tmp_path / "out").glob("chat_template*")}
+    assert found == ({} if form == "config" else {form: (second / form).read_text()})
+
+    merge(yml | {"chat_template": "{{ mine }}"}, tmp_path / "text")
+    assert json.loads((tmp_path / "text" / "tokenizer_config.json").read_text())["chat_template"] == "{{ mine }}"
+    assert [path.read_text() for path in (tmp_path / "text").glob("chat_template*")] == ["{{ mine }}"]

@@ -26,7 +26,7 @@ class Linear:
     title: str = "Linear"
     url: str = "https://arxiv.org/abs/2203.05482"
     parameters: frozenset[str] = frozenset({"weight", "normalize"})
-    adds_base: bool = False
+    adds_base: bool = True
 
     def check(self, name: str, setting: Setting, where: str) -> None:
         numbers_only(name, setting, where)
@@ -42,7 +42,7 @@ class Linear:
             raise ConfigError(
                 f"There is no weight for {', '.join(missing)}.",
                 where=where,
-                remedy="Give every model a weight for the same tensors; 0 leaves one out.",
+                remedy="Give every model a weight for the same tensors; 0 leaves one out. base_model takes part, too.",
             )
         normalize = look("normalize", None)
         weights = {model: number(weight) for model, weight in found.items() if weight is not None}
