@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from .adapters import AdapterStatus
+from .native import kernels
 from .published import PUBLISHED, Shape
 from .sharing import SharingMap
 
@@ -35,12 +36,14 @@ class Report:
         adapters: the state of every adapter.
         checks: the published shapes, built here; empty when transformers or torch cannot be imported.
         faults: what is wrong, one sentence each with the remedy; empty when all is well.
+        native: the instructions that the loops in C take; None where PyTorch computes everything.
     """
 
     versions: dict[str, str | None]
     adapters: list[AdapterStatus]
     checks: list[Check] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
+    native: str | None = None
 
     @property
     def ok(self) -> bool:
@@ -51,6 +54,7 @@ class Report:
             "ok": self.ok,
             "faults": self.faults,
             "versions": self.versions,
+            "native": self.native,
             "checks": [asdict(check) for check in self.checks],
             "adapters": [adapter.as_dict() for adapter in self.adapters],
         }
@@ -127,4 +131,5 @@ def report() -> Report:
             faults += [f"{check.shape}: {check.fault}" for check in checks if check.fault]
     adapters = status()
     faults += [f"{a.name}: {a.reason}" for a in adapters if a.state in ("refused", "failed")]
-    return Report(found, adapters, checks, faults)
+    loops = kernels()
+    return Report(found, adapters, checks, faults, None if loops is None else loops.kind)

@@ -20,13 +20,20 @@ class Settings(NamedTuple):
             Environment: ZAMBA_COMPAT_DIVERGENT.
         quantize_shared: whether bitsandbytes quantizes the shared blocks when a checkpoint is quantized while it is
             loaded. False keeps them in 16 bits. Environment: ZAMBA_COMPAT_QUANTIZE_SHARED, 1 or 0.
+        native: whether loops compiled from C are used where there are any, see `zamba_compat.native`. False computes
+            everything by PyTorch. Environment: ZAMBA_COMPAT_NATIVE, 1 or 0.
     """
 
     divergent: str = "keep"
     quantize_shared: bool = True
+    native: bool = True
 
 
-_choices: dict[str, tuple[str | bool, ...]] = {"divergent": DIVERGENT, "quantize_shared": (True, False)}
+_choices: dict[str, tuple[str | bool, ...]] = {
+    "divergent": DIVERGENT,
+    "quantize_shared": (True, False),
+    "native": (True, False),
+}
 _words = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 _configured: dict[str, Any] = {}
 

@@ -19,6 +19,8 @@ from typing import Any
 import pytest
 from packaging.requirements import Requirement
 
+from zamba_compat.native import kernels
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
@@ -38,6 +40,8 @@ NOT_SOURCE = (
     "dist",
     "__pycache__",
 )
+
+COMPILER = sys.platform == "linux" and (shutil.which("cc") or shutil.which("gcc"))
 
 # What `import zamba_compat` may need besides the standard library.
 LIGHT = ("packaging",)
@@ -158,7 +162,19 @@ def test_wheel_holds_the_packages_and_nothing_else(wheel: Path) -> None:
     own = {path.relative_to(ROOT).as_posix() for path in (ROOT / "zamba_compat").rglob("*.py")}
     adapters = {path.relative_to(ROOT).as_posix() for path in (ROOT / "patches").rglob("*.py")}
     data = {"zamba_compat/py.typed", "zamba_compat/inference/questions.json"}
-    assert names == own | {f"zamba_compat/{path}" for path in adapters} | data
+    compiled = {"zamba_compat/native/_kernels.so"} if COMPILER else set()
+    assert names == own | {f"zamba_compat/{path}" for path in adapters} | data | compiled
+    assert wheel.name.split("-")[2:4] == ["py3", "none"]
+
+
+@pytest.mark.slow
+def test_without_a_compiler_it_is_built_all_the_same(tmp_path: Path) -> None:
+    shutil.copytree(ROOT, tmp_path / "source", ignore=shutil.ignore_patterns(*NOT_SOURCE, "tests", "*.so"))
+    words = [sys.executable, "-m", "build", "--no-isolation", "--wheel", "--outdir", tmp_path / "out", "source"]
+    done = run(*words, cwd=tmp_path, CC="no-such-compiler")
+    assert done.returncode == 0, done.stdout + done.stderr
+    (built,) = (tmp_path / "out").glob("*.whl")
+    assert "zamba_compat/native/_kernels.so" not in zipfile.ZipFile(built).namelist()
 
 
 @pytest.mark.slow
@@ -209,6 +225,7 @@ def test_doctor_finds_no_fault(full: Path, tmp_path: Path) -> None:
     report = json.loads(done.stdout)
     assert report["ok"] and report["adapters"] and report["checks"]
     assert report["versions"]["transformers"]
+    assert (report["native"] is not None) == (kernels() is not None)
 
 
 @pytest.mark.slow

@@ -22,6 +22,7 @@ def run(options: argparse.Namespace) -> int:
 def text(found: Report, *, everything: bool = False) -> str:
     lines = ["installed"]
     lines += [f"  {name:<16} {version or '-'}" for name, version in found.versions.items()]
+    lines.append(f"  {'loops in C':<16} {found.native or '- (PyTorch computes everything)'}")
     lines.append("adapters")
     shown = [a for a in found.adapters if everything or a.state != "not needed"]
     for adapter in shown:

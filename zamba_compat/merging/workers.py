@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from zamba_compat.native import kernels
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
@@ -41,7 +43,7 @@ class Workers:
         # Here and not where they are used first: warnings are silenced for the whole process while they are compiled.
         loops = blocks.weighted, blocks.products, blocks.slerped_rows
         self._weighted, self._products, self._slerped_rows = map(blocks.without_lock, loops)
-        self._memory = blocks.memory
+        self._memory, self._kernels = blocks.memory, kernels()
         started = threading.Barrier(self.count)
 
         def alone(_: int) -> None:
@@ -66,15 +68,22 @@ class Workers:
 
     def weighted(self, out: Tensor, parts: list[Tensor], coefficients: Sequence[float]) -> None:
         """See `blocks.weighted`."""
+        if self._kernels and len(parts) == 2 and self._kernels.fit(out, *parts):
+            self._kernels.add(out, parts[0], parts[1], coefficients[0], coefficients[1])
+            return
         self._weighted(out, parts, list(coefficients), self._lent())
 
     def products(self, a: Tensor, b: Tensor) -> tuple[float, float, float]:
         """See `blocks.products`."""
+        if self._kernels and self._kernels.fit(a, b):
+            return self._kernels.multiply(a, b)
         found: tuple[float, float, float] = self._products(a, b, self._lent())
         return found
 
     def slerped_rows(self, out: Tensor, a: Tensor, b: Tensor, t: float) -> tuple[int, int]:
         """See `blocks.slerped_rows`."""
+        if self._kernels and self._kernels.fit(out, a, b):
+            return self._kernels.slerp_rows(out, a, b, t)
         own = self._lent()
         found: tuple[int, int] = self._slerped_rows(
             out, a, b, t, own if a.shape[1] <= own[0].numel() else self._memory(a.shape[1])
