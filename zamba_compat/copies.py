@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -21,12 +22,22 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
 
 def relative_distance(a: Tensor, b: Tensor) -> float:
     """||b - a|| / ||a|| (Frobenius norms), infinite for a zero `a` and another `b`; nan where either has one."""
+    return ratio(*squares(a, b))
+
+
+def squares(a: Tensor, b: Tensor) -> tuple[float, float]:
+    """||b - a||^2 and ||a||^2, in float64."""
     apart = scale = 0.0
     for x, y in slices(a, b):
         apart += (y - x).square().sum().item()
         scale += x.square().sum().item()
+    return apart, scale
+
+
+def ratio(apart: float, scale: float) -> float:
+    """The relative distance of what `squares` found, or of its sums over several tensors."""
     if scale == 0:
-        return float("inf") if apart else 0.0
+        return apart if math.isnan(apart) else math.inf if apart else 0.0
     return float((apart / scale) ** 0.5)
 
 

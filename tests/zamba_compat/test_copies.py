@@ -33,6 +33,7 @@ def test_distances_from_nothing() -> None:
     assert copies.relative_distance(zero, zero) == 0
     assert copies.relative_distance(zero, one) == math.inf
     assert math.isnan(copies.relative_distance(one, one * math.nan))
+    assert math.isnan(copies.relative_distance(zero, one * math.nan))
 
 
 def test_same_bits() -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from zamba_compat.copies import slices
+from zamba_compat.copies import ratio, squares
 from zamba_compat.errors import ZambaCompatError
 from zamba_compat.quant_states import base_of
 from zamba_compat.sharing import SharingMap
@@ -121,12 +120,12 @@ class _Sums:
     def add(self, name: str, apart: float, scale: float) -> None:
         self.apart, self.scale, self.tensors = self.apart + apart, self.scale + scale, self.tensors + 1
         self.equal += apart == 0
-        rank = (apart != apart, _ratio(apart, scale))
+        rank = (apart != apart, ratio(apart, scale))
         if apart != 0 and (self.worst is None or rank > self.worst[0]):
             self.worst = rank, name
 
     def result(self) -> Apart:
-        distance = _ratio(self.apart, self.scale) if self.tensors else None
+        distance = ratio(self.apart, self.scale) if self.tensors else None
         return Apart(self.tensors, self.equal, distance, None if self.worst is None else self.worst[1])
 
 
@@ -165,7 +164,7 @@ def contrast(
             if both is not None:
                 sums[component].add(name, *both)
                 total.add(name, *both)
-            distance = None if both is None else _ratio(*both)
+            distance = None if both is None else ratio(*both)
             pairs.append(Pair(name, component, layers_of(name, finer), x, y, distance, reason))
     return Comparison(
         tensors=tuple(pairs),
@@ -192,17 +191,7 @@ def _measure(a: Survey, x: str, b: Survey, y: str) -> tuple[tuple[float, float] 
             return None, str(error)
     if tensors[0].shape != tensors[1].shape:
         return None, f"{list(tensors[0].shape)} and {list(tensors[1].shape)}"
-    apart = scale = 0.0
-    for one, other in slices(*tensors):
-        apart += (other - one).square().sum().item()
-        scale += one.square().sum().item()
-    return (apart, scale), ""
-
-
-def _ratio(apart: float, scale: float) -> float:
-    if scale == 0:
-        return apart if apart != apart else math.inf if apart else 0.0
-    return float((apart / scale) ** 0.5)
+    return squares(tensors[0], tensors[1]), ""
 
 
 def _changes(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

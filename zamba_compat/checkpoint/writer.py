@@ -12,7 +12,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import chain, islice
-from math import prod
+from math import inf, prod
 from typing import TYPE_CHECKING, Any
 
 from zamba_compat.errors import CheckpointError
@@ -77,10 +77,10 @@ def parse_size(size: str) -> int:
     """Bytes of a size such as "5GB", "1.5 MB" or "1000"; a KB has 1000 bytes. ValueError for anything else."""
     match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?B|)\s*", size, re.ASCII | re.IGNORECASE)
     unit = match[2].upper() if match else ""
-    value = int(float(match[1]) * _UNITS["" if unit == "B" else unit]) if match else 0
-    if value < 1:
+    value = float(match[1]) * _UNITS["" if unit == "B" else unit] if match else 0.0
+    if not 1 <= value < inf:
         raise ValueError(f"{size!r} is no size; write a number and KB, MB, GB or TB, such as 5GB")
-    return value
+    return int(value)
 
 
 def plan_shards(outputs: Sequence[Output], max_shard_size: int) -> list[list[Output]]:

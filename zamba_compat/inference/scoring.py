@@ -28,13 +28,13 @@ class Perplexity:
 
     @property
     def per_token(self) -> float:
-        """exp(nats / tokens)."""
-        return math.exp(self.nats / self.tokens)
+        """exp(nats / tokens); infinite beyond what a float holds."""
+        return _exp(self.nats / self.tokens)
 
     @property
     def per_byte(self) -> float:
         """exp(nats / bytes): comparable between models with different tokenizers."""
-        return math.exp(self.nats / self.bytes)
+        return _exp(self.nats / self.bytes)
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -56,7 +56,7 @@ def perplexity(loaded: Loaded, text: str, *, window: int = WINDOW, stride: int |
     Raises:
         CheckpointError: an empty text, or a stride that is not from 1 to window.
     """
-    stride = stride or window
+    stride = window if stride is None else stride
     if not 1 <= stride <= window:
         raise CheckpointError(f"The stride is {stride}, the window {window}.", remedy="Take a stride of at most that.")
     tokens = loaded.tokenizer(text, add_special_tokens=False, return_tensors="pt", verbose=False).input_ids[0]
@@ -72,6 +72,13 @@ def perplexity(loaded: Loaded, text: str, *, window: int = WINDOW, stride: int |
 
     counted = len(tokens) - (begin is None)
     return Perplexity(math.fsum(spread(spans, nats)), counted, len(text.encode()))
+
+
+def _exp(value: float) -> float:
+    try:
+        return math.exp(value)
+    except OverflowError:
+        return math.inf
 
 
 def _spans(length: int, window: int, stride: int, skipped: int = 0) -> list[tuple[int, int, int]]:

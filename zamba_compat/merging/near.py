@@ -33,7 +33,7 @@ _WORDS = {
 
 def near(word: str, known: Iterable[str]) -> str:
     """A sentence that asks whether one of `known` was meant, with a blank before it; "" where none is close."""
-    found = get_close_matches(word, list(known), n=1, cutoff=0.75)
+    found = get_close_matches(word.lower(), list(known), n=1, cutoff=0.75)
     return f" Was {found[0]} meant?" if found else ""
 
 

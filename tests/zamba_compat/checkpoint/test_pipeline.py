@@ -216,3 +216,28 @@ def test_row_54_a_stream_that_is_interrupted_leaves_no_examiner_waiting(
     thread.start()
     thread.join(20)
     assert not thread.is_alive()
+
+
+def test_a_failing_examiner_holds_nobody_up(tmp_path: Path) -> None:
+    """The pieces behind it are let through, and the failure is raised in the end."""
+    taken = 0
+
+    class Failing(Examined):
+        def take(self, chunk: memoryview) -> None:
+            nonlocal taken
+            taken += 1
+            raise ZeroDivisionError
+
+    def run() -> None:
+        with open(tmp_path / "x", "wb", buffering=0) as file, Pipeline() as pipeline:
+            for _ in range(3):
+                pipeline.stream(file.fileno(), iter([memoryview(bytes(8))] * 40), Failing("U8"))
+            with pytest.raises(ZeroDivisionError):
+                pipeline.drain()
+            ended.append(taken)
+
+    ended: list[int] = []
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(20)
+    assert ended and (tmp_path / "x").stat().st_size == 3 * 40 * 8

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from _tiny.perplexity import perplexity as by_bytes
 from zamba_compat.errors import CheckpointError
 from zamba_compat.inference.loading import Loaded
-from zamba_compat.inference.scoring import _spans, perplexity
+from zamba_compat.inference.scoring import Perplexity, _spans, perplexity
 
 from .conftest import TINY
 
@@ -49,6 +49,13 @@ def test_a_stride_gives_more_context(tiny: Loaded) -> None:
     apart, overlapping = perplexity(tiny, TEXT, window=64), perplexity(tiny, TEXT, window=64, stride=16)
     assert apart.tokens == overlapping.tokens and overlapping.nats < apart.nats
     assert perplexity(tiny, TEXT, window=64, stride=64) == apart
+    for stride in (0, 65):
+        with pytest.raises(CheckpointError, match=f"stride is {stride}"):
+            perplexity(tiny, TEXT, window=64, stride=stride)
+
+
+def test_a_perplexity_beyond_all_floats() -> None:
+    assert Perplexity(1e6, 1, 1).per_token == Perplexity(1e6, 1, 1).per_byte == math.inf
 
 
 def uniform(loaded: Loaded) -> Loaded:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -50,3 +51,15 @@ def test_a_thread_that_cannot_start_leaves_none_waiting(monkeypatch: pytest.Monk
         workers.__enter__()
     started[0].join(20)
     assert not started[0].is_alive() and torch.get_num_threads() == own
+
+
+def test_only_a_few_results_are_computed_ahead() -> None:
+    """However slowly they are taken: results lie in memory until they are."""
+    begun: list[int] = []
+    with Workers() as workers:
+        results = workers.map(lambda number: begun.append(number) or number, 1000)
+        for taken in range(50):
+            assert next(results) == taken
+            time.sleep(0.002)
+            assert len(begun) <= taken + 2 + 4 * workers.count
+        results.close()
