@@ -10,6 +10,7 @@ import shutil
 import site
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import zipfile
 from email.message import Message
@@ -41,7 +42,7 @@ NOT_SOURCE = (
     "__pycache__",
 )
 
-COMPILER = sys.platform == "linux" and (shutil.which("cc") or shutil.which("gcc"))
+COMPILER = sys.platform == "linux" and shutil.which((sysconfig.get_config_var("CC") or "cc").split()[0])
 
 # What `import zamba_compat` may need besides the standard library.
 LIGHT = ("packaging",)

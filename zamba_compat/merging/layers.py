@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from zamba_compat.errors import ConfigError
 
 from .config import MergeConfig, Slice, Source
-from .methods import METHODS
 from .parents import Parents
 
 
@@ -69,11 +68,11 @@ def stack(config: MergeConfig, parents: Parents) -> Stack:
 
 
 def _whole(part: Slice, config: MergeConfig, parents: Parents) -> Slice:
-    """The sources of `models`, with the ranges that they have there."""
+    """The sources of `models`, and the base where it is not among them, with the ranges that they have there."""
     if any(source.layer_range is not None for source in part.sources):
         return part
     sources = [Source(one.model, (0, parents[one.model].num_layers), one.parameters) for one in part.sources]
-    if METHODS[config.method].adds_base and config.base_model not in {source.model for source in sources}:
+    if config.base_model not in {source.model for source in sources}:
         sources.append(Source(config.base_model, (0, parents[config.base_model].num_layers)))
     return Slice(tuple(sources), part.base_model, part.parameters)
 

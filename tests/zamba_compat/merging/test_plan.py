@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from support.merges import parents, read, slerp_of, write
-from zamba_compat.errors import CheckpointError
+from zamba_compat.errors import CheckpointError, ConfigError
 from zamba_compat.merge import merge
 
 
@@ -42,3 +42,18 @@ def test_integers_are_not_scaled(tmp_path: Path) -> None:
     report = merge(words | {"base_model": str(first)}, tmp_path / "out")
     assert torch.equal(read(tmp_path / "out")[name], counts[name])
     assert any(f"{name} holds no floating-point" in warning for warning in report.warnings)
+
+
+def test_a_base_that_models_leaves_out_takes_part_in_linear(tmp_path: Path) -> None:
+    """As in mergekit 0.1.5, which wants a weight for it, too."""
+    config, base, other = parents()
+    first, second = write(tmp_path, config, base, other)
+    words: dict[str, Any] = {"merge_method": "linear", "base_model": str(first), "parameters": {"normalize": False}}
+    words["models"] = [{"model": str(second), "parameters": {"weight": 0.25}}]
+    with pytest.raises(ConfigError, match=f"no weight for {first}"):
+        merge(words, tmp_path / "out")
+    words["parameters"]["weight"] = 0.5
+    merge(words, tmp_path / "out")
+    for key, tensor in read(tmp_path / "out").items():
+        wanted = 0.5 * base[key].double() + 0.25 * other[key].double()
+        assert torch.allclose(tensor.double(), wanted, rtol=2**-7, atol=1e-6), key

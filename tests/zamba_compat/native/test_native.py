@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,7 @@ SIZES = (0, 1, 2, 31, 32, 33, 4095, 4097, 2**17 + 5)
 @pytest.fixture(scope="module")
 def loops(tmp_path_factory: pytest.TempPathFactory) -> Kernels:
     """Those that are installed, or compiled here: a compiler at hand must give ones that work."""
-    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    compiler = shutil.which((sysconfig.get_config_var("CC") or "cc").split()[0])  # setuptools' too
     if compiler is None:
         pytest.skip("no C compiler")
     path = tmp_path_factory.mktemp("library") / native.LIBRARY

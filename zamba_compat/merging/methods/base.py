@@ -38,7 +38,6 @@ class Method(Protocol):
         title: for the model card.
         url: where it is described.
         parameters: the names of its parameters.
-        adds_base: whether a base that is not among `models` takes part.
     """
 
     @property
@@ -47,8 +46,6 @@ class Method(Protocol):
     def url(self) -> str: ...
     @property
     def parameters(self) -> frozenset[str]: ...
-    @property
-    def adds_base(self) -> bool: ...
 
     def check(self, name: str, setting: Setting, where: str) -> None:
         """Refuse values that the parameter cannot have (ConfigError)."""

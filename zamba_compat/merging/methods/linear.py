@@ -26,7 +26,6 @@ class Linear:
     title: str = "Linear"
     url: str = "https://arxiv.org/abs/2203.05482"
     parameters: frozenset[str] = frozenset({"weight", "normalize"})
-    adds_base: bool = True
 
     def check(self, name: str, setting: Setting, where: str) -> None:
         numbers_only(name, setting, where)

@@ -28,7 +28,6 @@ class Slerp:
     title: str
     url: str = "https://en.wikipedia.org/wiki/Slerp"
     parameters: frozenset[str] = frozenset({"t"})
-    adds_base: bool = True
 
     def check(self, name: str, setting: Setting, where: str) -> None:
         numbers_only(name, setting, where)

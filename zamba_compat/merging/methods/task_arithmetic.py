@@ -29,7 +29,6 @@ class TaskArithmetic:
     title: str = "Task Arithmetic"
     url: str = "https://arxiv.org/abs/2212.04089"
     parameters: frozenset[str] = frozenset({"weight", "normalize", "lambda"})
-    adds_base: bool = True
 
     def check(self, name: str, setting: Setting, where: str) -> None:
         numbers_only(name, setting, where)
