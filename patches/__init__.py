@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from zamba_compat.adapters import Adapter
 
-from .bitsandbytes import carried_cpu_flag, cpu_packing, state_dtype, storage_cast
+from .bitsandbytes import carried_cpu_flag, cpu_packing, cpu_product, state_dtype, storage_cast
 from .mergekit import base_decides, one_parent_only, optional_t, shared_blocks
 from .peft import mamba_targets, tied_merge
 from .transformers import (
@@ -67,11 +67,13 @@ ADAPTERS: tuple[Adapter, ...] = (
     *packed_weight_cast.ADAPTERS,
     *shared_skipped.ADAPTERS,
     *quant_state_per_module.ADAPTERS,
-    # bitsandbytes itself, on a CPU. Packing comes last: the others mend what it calls.
+    # bitsandbytes itself, on a CPU. Packing comes after the others, which mend what it calls; the product is for CPUs
+    # that have nothing to pack for.
     storage_cast.ADAPTER,
     state_dtype.ADAPTER,
     carried_cpu_flag.ADAPTER,
     cpu_packing.ADAPTER,
+    cpu_product.ADAPTER,
     # Numbers and decoding.
     time_step_limit.ADAPTER,
     *plain_scan.ADAPTERS,

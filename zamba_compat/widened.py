@@ -8,6 +8,7 @@ again. A product summed in float32 and rounded once is at least as exact as the 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 
 import torch  # noqa: TID253
@@ -52,19 +53,38 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, out: Tensor |
 
     x: [rows, in_features]. weight: [out_features, in_features]. bias: [out_features]. out: [rows, out_features].
     """
+
+    def copied(start: int, place: Tensor) -> None:
+        place.copy_(weight[start : start + len(place)])
+
+    return by_parts(x, len(weight), copied, bias, out)
+
+
+def by_parts(
+    x: Tensor,
+    features: int,
+    wide_part: Callable[[int, Tensor], None],
+    bias: Tensor | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """As `product`, of a weight of which only some rows at a time are there.
+
+    wide_part: called with a number of a row and a place [some rows, in_features] for these rows in float32.
+    """
     rows, width = x.shape
     if out is None:
-        out = x.new_empty(rows, len(weight))
+        out = x.new_empty(rows, features)
     wide = buffers.take("widened rows", x, rows, width, dtype=torch.float32).copy_(x)
     step = max(1, _PART // width)
-    for start in range(0, len(weight), step):
-        part = weight[start : start + step]
-        copied = buffers.take("widened weight", x, *part.shape, dtype=torch.float32).copy_(part)
+    for start in range(0, features, step):
+        some = slice(start, min(start + step, features))
+        part = buffers.take("widened weight", x, some.stop - start, width, dtype=torch.float32)
+        wide_part(start, part)
         result = buffers.take("widened product", x, rows, len(part), dtype=torch.float32)
-        torch.mm(wide, copied.T, out=result)
+        torch.mm(wide, part.T, out=result)
         if bias is not None:
-            result.add_(bias[start : start + step])
-        out[:, start : start + step] = result
+            result.add_(bias[some])
+        out[:, some] = result
     return out
 
 

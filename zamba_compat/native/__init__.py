@@ -1,6 +1,6 @@
-"""Loops in C over bfloat16 tensors, each of them one pass through memory where PyTorch's operations need several.
+"""Loops in C: what PyTorch's operations need several passes through memory for, in one.
 
-setup.py compiles kernels.c where a C compiler is at hand. Without it, on a processor that it was not written for, and
+setup.py compiles them where a C compiler is at hand. Without them, on a processor that they were not written for, and
 with ZAMBA_COMPAT_NATIVE=0, there is None here and PyTorch computes the same: who uses these has both ways.
 """
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 LIBRARY = "_kernels.so"  # the same name on every system, as setup.py writes it
-_VERSION = 1  # of kernels.c: a library that was built of an older one is left alone
+_VERSION = 2  # of the functions in C: a library that was built of an older one is left alone
 _KINDS = {0: "none", 1: "avx2", 2: "avx512", 3: "neon"}
 
 
@@ -72,10 +72,15 @@ def kernels() -> Kernels | None:
 
 @cache
 def _loaded() -> Kernels | None:
+    found = library()
+    return Kernels(found) if found is not None and found.zamba_compat_kind() else None
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """What setup.py has compiled; None if that is not there, or another version of it."""
     try:
-        library = ctypes.CDLL(str(Path(__file__).with_name(LIBRARY)))
-        if library.zamba_compat_version() != _VERSION or not library.zamba_compat_kind():
-            return None
-        return Kernels(library)
+        found = ctypes.CDLL(str(Path(__file__).with_name(LIBRARY)))
+        return found if found.zamba_compat_version() == _VERSION else None
     except (OSError, AttributeError):  # not built, or for another system; or no library of ours
         return None

@@ -4,16 +4,10 @@
  * package is installed and a C compiler is at hand, and used where the processor has what it was written for; anything
  * else takes PyTorch's operations, which compute the same. Every function is pure and may run in several threads.
  */
-#include <math.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <string.h>
+#include "export.h"
 
-#if defined(_WIN32)
-#define EXPORT __declspec(dllexport)
-#else
-#define EXPORT __attribute__((visibility("default")))
-#endif
+#include <math.h>
+#include <string.h>
 
 /* What the loops are vectorized for. Each function is compiled once per kind and the kind is chosen when it is called:
  * the library may have been built on another machine. Kinds are numbered as in __init__.py. */
@@ -130,7 +124,7 @@ DEFINED(KIND_2, 2)
 #endif
 
 /* See __init__.py: counted up when a function changes. */
-EXPORT int zamba_compat_version(void) { return 1; }
+EXPORT int zamba_compat_version(void) { return 2; }
 
 /* 0 where nothing else here may be called. */
 EXPORT int zamba_compat_kind(void) { return kind(); }

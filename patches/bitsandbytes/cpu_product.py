@@ -1,0 +1,57 @@
+"""Multiply by 4-bit weights at the speed of the memory on CPUs without AVX512-BF16.
+
+Symptom:  without an error: a 4-bit model takes nine times as long per token as the same model in bfloat16, and four
+          times as long to its first token (1.2B on two cores with AVX2: 2.96 and 0.33 s, 27 and 6 s).
+Cause:    bitsandbytes has one kernel for products with 4-bit weights on a CPU, for AVX512-BF16. Everywhere else each
+          call dequantizes the whole weight and multiplies it by PyTorch's bfloat16 product, which is slow there, too.
+Upstream: none known.
+Goes:     when bitsandbytes has a kernel for AVX2.
+
+`zamba_compat.four_bit` says what is computed, and where it stays bitsandbytes' own: with gradients, odd shapes, where
+the loops in C could not be compiled.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from zamba_compat.adapters import Adapter, Patch
+
+
+def matmul_4bit(original: Any) -> Any:
+    def matmul_4bit(A: Any, B: Any, quant_state: Any, out: Any = None, bias: Any = None) -> Any:
+        from zamba_compat.four_bit import product
+
+        result = None if quant_state is None else product(A, B, quant_state, bias)
+        if result is None:
+            return original(A, B, quant_state, out=out, bias=bias)
+        return result if out is None else out.copy_(result)
+
+    return matmul_4bit
+
+
+def not_needed() -> str | None:
+    from bitsandbytes.functional import has_avx512bf16
+
+    from zamba_compat.native.quantized import loops
+
+    if has_avx512bf16():
+        return "this CPU has AVX512-BF16, for which bitsandbytes has a kernel"
+    return None if loops() else "there are no loops in C for this CPU, or they could not be compiled"
+
+
+ADAPTER = Adapter(
+    name="bitsandbytes-cpu-product",
+    requires="bitsandbytes>=0.49,<0.51",
+    patches=tuple(
+        Patch(
+            target=f"{module}:matmul_4bit",
+            replace=matmul_4bit,
+            signature=("A", "B", "quant_state", "out", "bias"),
+        )
+        for module in ("bitsandbytes.autograd._functions", "bitsandbytes")
+    ),
+    condition=not_needed,
+    upstream="none known",
+    ends=None,
+)

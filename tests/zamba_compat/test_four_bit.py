@@ -1,0 +1,129 @@
+"""Products with 4-bit weights: what the dequantized weight gives, and None where it is not ours to compute."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from zamba_compat import configure, four_bit
+from zamba_compat.native import kernels
+from zamba_compat.native.quantized import Loops, Quantized, loops
+
+functional = pytest.importorskip("bitsandbytes.functional")
+COLUMNS = 384
+
+
+@pytest.fixture
+def compiled() -> Loops:
+    """The loops. Where those over bfloat16 are there, on x86, these are too."""
+    found = loops()
+    if found is None:
+        assert kernels() is None or kernels().kind == "neon"  # type: ignore[union-attr]
+        pytest.skip("no loops in C here")
+    return found
+
+
+def quantized(rows: int, kind: str = "nf4", nested: bool = False, block: int = 64, **more: Any) -> tuple[Tensor, Any]:
+    generator = torch.Generator().manual_seed(rows)
+    weight = torch.randn(rows, more.pop("columns", COLUMNS), generator=generator) / 20
+    data, state = functional.quantize_4bit(weight, blocksize=block, quant_type=kind, compress_statistics=nested, **more)
+    return data, state
+
+
+def weights(data: Tensor, state: Any) -> Tensor:
+    return functional.dequantize_4bit(data, state).float()  # type: ignore[no-any-return]
+
+
+def inputs(tokens: int, dtype: torch.dtype) -> Tensor:
+    return torch.randn(tokens, COLUMNS, generator=torch.Generator().manual_seed(tokens)).to(dtype)
+
+
+@pytest.mark.parametrize("storage", [torch.uint8, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("block", [64, 128])
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("kind", ["nf4", "fp4"])
+def test_the_weights_are_bitsandbytes_to_the_last_bit(
+    compiled: Loops, kind: str, nested: bool, block: int, storage: torch.dtype
+) -> None:
+    data, state = quantized(33, kind, nested, block, quant_storage=storage)
+    out = torch.full((20, COLUMNS), torch.nan)
+    compiled.dequantize(Quantized(data, state), 13, out)
+    assert torch.equal(out, weights(data, state)[13:])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("tokens", [1, four_bit.MOST_TOKENS, four_bit.MOST_TOKENS + 1, 70])
+@pytest.mark.parametrize("rows", [1, 33, 3000])  # the last in several parts
+@pytest.mark.parametrize("biased", [False, True])
+def test_products(compiled: Loops, rows: int, tokens: int, dtype: torch.dtype, biased: bool) -> None:
+    """Within the rounding of the result: the sums of float32 show in float32, and are rounded once elsewhere."""
+    data, state = quantized(rows, nested=rows > 1)
+    x, bias = inputs(tokens, dtype), torch.linspace(-1, 1, rows).to(dtype) if biased else None
+    found = four_bit.product(x.view(1, tokens, COLUMNS), data, state, bias)
+    wanted = x.double() @ weights(data, state).double().T + (0 if bias is None else bias.double())
+    assert found is not None and found.shape == (1, tokens, rows) and found.dtype == dtype
+    worst = ((found[0].double() - wanted).abs() / wanted.abs().clamp(min=wanted.abs().mean())).max()
+    assert worst < {torch.float32: 1e-5, torch.bfloat16: 2**-8, torch.float16: 2**-11}[dtype] * 1.01
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 7])
+def test_any_number_of_threads(compiled: Loops, threads: int) -> None:
+    """Also more than rows: each row is computed once."""
+    program = f"""if True:
+        import torch
+        from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+        from zamba_compat.native.quantized import Quantized, loops
+        torch.set_num_threads({threads})
+        for rows in (1, 2, 5, 100):
+            data, state = quantize_4bit(torch.randn(rows, 128), quant_type="nf4")
+            x, out = torch.randn(128), torch.full((rows,), torch.nan)
+            loops().product(Quantized(data, state), x, out)
+            assert torch.allclose(out, dequantize_4bit(data, state) @ x, atol=1e-5), rows
+    """
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_where_it_stays_bitsandbytes_own(compiled: Loops) -> None:
+    data, state = quantized(8)
+    x = inputs(2, torch.bfloat16)
+    assert four_bit.product(x, data, state, None) is not None
+    assert four_bit.product(x[:0], data, state, None) is None, "no tokens"
+    assert four_bit.product(x[:, :8], data, state, None) is None, "[in, out] instead of [out, in]"
+    assert four_bit.product(x.double(), data, state, None) is None
+    assert four_bit.product(x.clone().requires_grad_(), data, state, None) is None, "gradients"
+    assert four_bit.product(x, data, state, torch.zeros(8, requires_grad=True)) is None, "gradients of the bias"
+    with torch.no_grad():
+        assert four_bit.product(x.clone().requires_grad_(), data, state, None) is not None
+    state.packing_format_for_cpu = True
+    assert four_bit.product(x, data, state, None) is None, "the layout of bitsandbytes' own kernel"
+    state.packing_format_for_cpu = False
+    state.dtype = torch.bfloat16
+    assert four_bit.product(x.float(), data, state, None) is None, "float32, of weights that are rounded to bfloat16"
+    configure(native=False)
+    try:
+        assert four_bit.product(x, data, state, None) is None
+    finally:
+        configure(native=None)
+
+
+@pytest.mark.parametrize(("columns", "block"), [(96, 64), (384, 256), (64, 32)])
+def test_shapes_the_loops_do_not_take(compiled: Loops, columns: int, block: int) -> None:
+    """Blocks that go over the ends of rows, or are shorter than what is read at once."""
+    data, state = quantized(8, columns=columns)
+    state.blocksize = block
+    with pytest.raises(ValueError, match="not a matrix"):
+        Quantized(data, state)
+
+
+def test_a_row_that_is_no_vector_in_memory(compiled: Loops) -> None:
+    data, state = quantized(8)
+    x = inputs(4, torch.float32)
+    transposed = x.T.contiguous().T
+    for some in (x[:1], x):
+        found = four_bit.product(transposed[: len(some)], data, state, None)
+        assert found is not None and torch.equal(found, four_bit.product(some, data, state, None))  # type: ignore[arg-type]

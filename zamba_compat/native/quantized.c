@@ -1,0 +1,153 @@
+/* Matrices that bitsandbytes quantized to 4 bits: their product with a vector, and their weights in float32.
+ *
+ * Loaded as kernels.c is. Written for x86-64 with AVX2: elsewhere zamba_compat_quantized_kind() is 0 and nothing else
+ * here may be called.
+ */
+#include "team.h"
+
+#if !defined(__x86_64__)
+EXPORT int zamba_compat_quantized_kind(void) { return 0; }
+#else
+#include <immintrin.h>
+
+#define AVX2 __attribute__((target("avx2,fma")))
+
+EXPORT int zamba_compat_quantized_kind(void) { return __builtin_cpu_supports("fma") && __builtin_cpu_supports("avx2"); }
+
+#define CHUNK 64 /* weights of a row that are decoded together */
+
+/* A byte holds two weights, the first in its high nibble. Every `block` weights have a scale: scale[i], or where that is
+ * null second_code[nested[i]] * second[i / second_block] + offset. block is a multiple of CHUNK and divides columns. */
+typedef struct {
+    const uint8_t *data;  /* [rows, columns / 2] */
+    const float *code;    /* [16] */
+    const float *scale;   /* [rows * columns / block] */
+    const uint8_t *nested;
+    const float *second_code, *second;
+    size_t second_block;
+    float offset;
+    size_t rows, columns, block;
+} Quantized;
+
+static inline float scale_of(const Quantized *matrix, size_t block) {
+    if (matrix->scale) return matrix->scale[block];
+    float scaled = matrix->second_code[matrix->nested[block]] * matrix->second[block / matrix->second_block];
+    return scaled + matrix->offset;
+}
+
+typedef struct {
+    const Quantized *matrix;
+    size_t start;   /* the first row */
+    const float *x; /* [columns], in the order of `arranged`; or null */
+    float *y;       /* [rows], or [rows, columns] where x is null */
+} Job;
+
+/* The code's numbers byte by byte: tables for shuffles, which find 32 bytes at a time. */
+AVX2 static inline void tables(const Quantized *matrix, __m256i *table) {
+    const uint8_t *bytes = (const uint8_t *)matrix->code;
+    for (int k = 0; k < 4; k++) {
+        uint8_t some[16];
+        for (int code = 0; code < 16; code++) some[code] = bytes[4 * code + k];
+        table[k] = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)some));
+    }
+}
+
+/* 32 codes as numbers. Unpacking goes by halves of vectors: [k] has those of codes 4k to 4k + 3 and 16 further on. */
+AVX2 static inline void looked_up(const __m256i *table, __m256i codes, __m256 *numbers) {
+    __m256i byte[4];
+    for (int k = 0; k < 4; k++) byte[k] = _mm256_shuffle_epi8(table[k], codes);
+    __m256i low[2] = {_mm256_unpacklo_epi8(byte[0], byte[1]), _mm256_unpackhi_epi8(byte[0], byte[1])};
+    __m256i high[2] = {_mm256_unpacklo_epi8(byte[2], byte[3]), _mm256_unpackhi_epi8(byte[2], byte[3])};
+    for (int k = 0; k < 4; k++)
+        numbers[k] = _mm256_castsi256_ps(k % 2 ? _mm256_unpackhi_epi16(low[k / 2], high[k / 2])
+                                               : _mm256_unpacklo_epi16(low[k / 2], high[k / 2]));
+}
+
+AVX2 static inline float total(__m256 sum) {
+    __m128 half = _mm_add_ps(_mm256_castps256_ps128(sum), _mm256_extractf128_ps(sum, 1));
+    half = _mm_add_ps(half, _mm_movehl_ps(half, half));
+    return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
+}
+
+AVX2 static void multiplied(void *given, size_t first, size_t last) {
+    const Job *job = given;
+    const Quantized *matrix = job->matrix;
+    const __m256i nibble = _mm256_set1_epi8(15);
+    size_t blocks = matrix->columns / matrix->block;
+    __m256i table[4];
+    tables(matrix, table);
+    for (size_t row = first; row < last; row++) {
+        const uint8_t *bytes = matrix->data + row * (matrix->columns / 2);
+        const float *x = job->x;
+        __m256 sum = _mm256_setzero_ps();
+        for (size_t block = row * blocks; block < (row + 1) * blocks; block++) {
+            __m256 sums[4] = {_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps()};
+            for (size_t i = 0; i < matrix->block; i += CHUNK, x += CHUNK, bytes += CHUNK / 2) {
+                _mm_prefetch((const char *)bytes + 1024, _MM_HINT_T0);
+                __m256i both = _mm256_loadu_si256((const __m256i *)bytes);
+                __m256 numbers[4];
+                looked_up(table, _mm256_and_si256(_mm256_srli_epi16(both, 4), nibble), numbers);
+                for (int k = 0; k < 4; k++) sums[k] = _mm256_fmadd_ps(numbers[k], _mm256_loadu_ps(x + 8 * k), sums[k]);
+                looked_up(table, _mm256_and_si256(both, nibble), numbers);
+                for (int k = 0; k < 4; k++)
+                    sums[k] = _mm256_fmadd_ps(numbers[k], _mm256_loadu_ps(x + 32 + 8 * k), sums[k]);
+            }
+            __m256 whole = _mm256_add_ps(_mm256_add_ps(sums[0], sums[1]), _mm256_add_ps(sums[2], sums[3]));
+            sum = _mm256_fmadd_ps(whole, _mm256_set1_ps(scale_of(matrix, block)), sum);
+        }
+        job->y[row] = total(sum);
+    }
+}
+
+AVX2 static void widened(void *given, size_t first, size_t last) {
+    const Job *job = given;
+    const Quantized *matrix = job->matrix;
+    const __m256i nibble = _mm256_set1_epi8(15);
+    size_t blocks = matrix->columns / matrix->block;
+    __m256i table[4];
+    tables(matrix, table);
+    for (size_t row = first; row < last; row++) {
+        const uint8_t *bytes = matrix->data + (job->start + row) * (matrix->columns / 2);
+        float *y = job->y + row * matrix->columns;
+        for (size_t block = 0; block < blocks; block++) {
+            __m256 scale = _mm256_set1_ps(scale_of(matrix, (job->start + row) * blocks + block));
+            for (size_t i = 0; i < matrix->block; i += CHUNK, y += CHUNK, bytes += CHUNK / 2) {
+                __m256i both = _mm256_loadu_si256((const __m256i *)bytes);
+                __m256 even[4], odd[4];
+                looked_up(table, _mm256_and_si256(_mm256_srli_epi16(both, 4), nibble), even);
+                looked_up(table, _mm256_and_si256(both, nibble), odd);
+                for (int k = 0; k < 4; k++) {
+                    __m256 pairs[2] = {_mm256_mul_ps(scale, _mm256_unpacklo_ps(even[k], odd[k])),
+                                       _mm256_mul_ps(scale, _mm256_unpackhi_ps(even[k], odd[k]))};
+                    for (int half = 0; half < 2; half++) {
+                        _mm_storeu_ps(y + 8 * k + 4 * half, _mm256_castps256_ps128(pairs[half]));
+                        _mm_storeu_ps(y + 8 * k + 4 * half + 32, _mm256_extractf128_ps(pairs[half], 1));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/* x as `multiplied` meets it: of each chunk what belongs to high nibbles, then to low ones, as looked_up orders them. */
+static void arranged(const float *x, float *out, size_t columns) {
+    for (size_t i = 0; i < columns; i++) {
+        size_t in = i % CHUNK / 2, vector = in % 16 / 4, lane = in % 4 + in / 16 * 4;
+        out[i / CHUNK * CHUNK + i % 2 * 32 + vector * 8 + lane] = x[i];
+    }
+}
+
+/* y [rows] of x [columns]; room [columns] is overwritten. */
+EXPORT void zamba_compat_quantized_product(const Team *team, const Quantized *matrix, const float *x, float *room,
+                                           float *y) {
+    arranged(x, room, matrix->columns);
+    Job job = {matrix, 0, room, y};
+    spread(team, multiplied, &job, matrix->rows);
+}
+
+/* Rows from start on, count of them, into y [count, columns]. */
+EXPORT void zamba_compat_dequantize(const Team *team, const Quantized *matrix, size_t start, size_t count, float *y) {
+    Job job = {matrix, start, NULL, y};
+    spread(team, widened, &job, count);
+}
+#endif

@@ -1,0 +1,112 @@
+"""Products with matrices that bitsandbytes quantized to 4 bits, without dequantizing them: the loops of quantized.c."""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import library
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_pointer, _size = ctypes.c_void_p, ctypes.c_size_t
+
+
+class _Team(ctypes.Structure):
+    _fields_ = (("parallel", _pointer), ("number", _pointer), ("threads", ctypes.c_int))
+
+
+class _Matrix(ctypes.Structure):
+    _fields_ = (
+        ("data", _pointer), ("code", _pointer), ("scale", _pointer), ("nested", _pointer), ("second_code", _pointer),
+        ("second", _pointer), ("second_block", _size), ("offset", ctypes.c_float), ("rows", _size), ("columns", _size),
+        ("block", _size),
+    )  # fmt: skip
+
+
+class Quantized:
+    """A weight of bitsandbytes for the loops. Raises ValueError where it is one that they do not take.
+
+    data: of any shape, the nibbles of [rows, columns] in order. state: its quant state.
+    """
+
+    CHUNK = 64  # of quantized.c
+
+    def __init__(self, data: Tensor, state: Any) -> None:
+        import torch
+
+        self.rows, self.columns = state.shape
+        block, second = state.blocksize, state.state2 if state.nested else None
+        scales = state.absmax if second is None else second.absmax
+        floats = [scales, state.code, *([] if second is None else [second.code])]
+        count = self.rows * self.columns
+        fits = (
+            block % self.CHUNK == self.columns % block == 0
+            and data.numel() * data.element_size() * 2 == count
+            and state.absmax.numel() * block == count
+            and (second is None or state.absmax.dtype == torch.uint8)
+            and all(tensor.dtype == torch.float32 for tensor in floats)
+            and all(tensor.device.type == "cpu" and tensor.is_contiguous() for tensor in (data, state.absmax, *floats))
+        )
+        if not fits:
+            raise ValueError("not a matrix for the loops in C")
+        self._kept = data, state.absmax, floats  # what the pointers below point to
+        self._matrix = _Matrix(data=data.data_ptr(), code=state.code.data_ptr(), rows=self.rows, columns=self.columns)
+        self._matrix.block = block
+        if second is None:
+            self._matrix.scale = scales.data_ptr()
+        else:
+            self._matrix.nested, self._matrix.second = state.absmax.data_ptr(), scales.data_ptr()
+            self._matrix.second_code, self._matrix.second_block = second.code.data_ptr(), second.blocksize
+            self._matrix.offset = float(state.offset)
+
+
+class Loops:
+    """The functions of quantized.c."""
+
+    def __init__(self, functions: ctypes.CDLL, parallel: Any, number: Any) -> None:
+        self._parallel, self._number = ctypes.cast(parallel, _pointer), ctypes.cast(number, _pointer)
+        self._product, self._dequantize = functions.zamba_compat_quantized_product, functions.zamba_compat_dequantize
+        team, matrix = ctypes.POINTER(_Team), ctypes.POINTER(_Matrix)
+        self._product.argtypes = [team, matrix, _pointer, _pointer, _pointer]
+        self._dequantize.argtypes = [team, matrix, _size, _size, _pointer]
+        self._product.restype = self._dequantize.restype = None
+
+    def _team(self) -> _Team:
+        import torch
+
+        return _Team(self._parallel, self._number, torch.get_num_threads())
+
+    def product(self, matrix: Quantized, x: Tensor, out: Tensor) -> None:
+        """matrix @ x into `out`. x: [columns], out: [rows], both contiguous and float32, as the sums are."""
+        room = x.new_empty(matrix.columns)
+        self._product(self._team(), matrix._matrix, x.data_ptr(), room.data_ptr(), out.data_ptr())
+
+    def dequantize(self, matrix: Quantized, start: int, out: Tensor) -> None:
+        """The rows from `start` on into `out`, [some rows, columns], contiguous and float32."""
+        self._dequantize(self._team(), matrix._matrix, start, len(out), out.data_ptr())
+
+
+def loops() -> Loops | None:
+    """The loops; None where they cannot be had, or are switched off."""
+    from zamba_compat.settings import settings
+
+    return _loaded() if settings().native else None
+
+
+@cache
+def _loaded() -> Loops | None:
+    import torch
+
+    found = library()
+    if found is None or not found.zamba_compat_quantized_kind():
+        return None
+    try:
+        # PyTorch's own OpenMP, wherever it comes from. Built with another, its threads cannot be had.
+        openmp = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
+        return Loops(found, openmp.GOMP_parallel, openmp.omp_get_thread_num)
+    except (OSError, AttributeError):
+        return None

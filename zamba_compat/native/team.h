@@ -1,0 +1,40 @@
+/* How work is spread over PyTorch's own threads. */
+#ifndef ZAMBA_COMPAT_TEAM_H
+#define ZAMBA_COMPAT_TEAM_H
+
+#include "export.h"
+
+/* GOMP_parallel and omp_get_thread_num of the OpenMP library that PyTorch runs on: threads of our own would meet its
+ * threads, which wait for work by spinning, on the same processors. Where they are null everything runs in the
+ * caller's thread. */
+typedef struct {
+    void (*parallel)(void (*)(void *), void *, unsigned, unsigned);
+    int (*number)(void);
+    int threads;
+} Team;
+
+typedef void (*Work)(void *job, size_t first, size_t last);
+typedef struct {
+    Work work;
+    void *job;
+    size_t count;
+    const Team *team;
+} Share;
+
+static void share(void *given) {
+    const Share *of = (const Share *)given;
+    size_t number = (size_t)of->team->number(), threads = (size_t)of->team->threads;
+    size_t first = of->count * number / threads, last = of->count * (number + 1) / threads;
+    if (first < last) of->work(of->job, first, last);
+}
+
+static inline void spread(const Team *team, Work work, void *job, size_t count) {
+    if (!team->parallel || team->threads < 2) {
+        work(job, 0, count);
+        return;
+    }
+    Share of = {work, job, count, team};
+    team->parallel(share, &of, (unsigned)team->threads, 0);
+}
+
+#endif
