@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from typing import Any
@@ -71,21 +72,29 @@ def test_products(compiled: Loops, rows: int, tokens: int, dtype: torch.dtype, b
     assert worst < {torch.float32: 1e-5, torch.bfloat16: 2**-8, torch.float16: 2**-11}[dtype] * 1.01
 
 
-@pytest.mark.parametrize("threads", [1, 2, 3, 7])
-def test_any_number_of_threads(compiled: Loops, threads: int) -> None:
-    """Also more than rows: each row is computed once."""
-    program = f"""if True:
+@pytest.mark.parametrize("limit", [1, 2, 9])
+def test_any_number_of_threads(compiled: Loops, limit: int) -> None:
+    """Also more than rows, and fewer than asked for: each row is computed once."""
+    program = """if True:
+        from types import SimpleNamespace
         import torch
-        from bitsandbytes.functional import dequantize_4bit, quantize_4bit
         from zamba_compat.native.quantized import Quantized, loops
-        torch.set_num_threads({threads})
-        for rows in (1, 2, 5, 100):
-            data, state = quantize_4bit(torch.randn(rows, 128), quant_type="nf4")
-            x, out = torch.randn(128), torch.full((rows,), torch.nan)
-            loops().product(Quantized(data, state), x, out)
-            assert torch.allclose(out, dequantize_4bit(data, state) @ x, atol=1e-5), rows
+        for threads in (1, 2, 3, 7):
+            torch.set_num_threads(threads)
+            for rows in (1, 2, 5, 100):
+                scales, code, x = torch.rand(rows, 2), torch.randn(16), torch.randn(128)
+                state = SimpleNamespace(shape=(rows, 128), blocksize=64, nested=False, state2=None, code=code)
+                state.absmax = scales.flatten()
+                data = torch.randint(256, (rows, 64), dtype=torch.uint8)
+                codes = torch.stack((data >> 4, data & 15), -1).int().flatten(1)
+                weight = code[codes] * scales.repeat_interleave(64, 1)
+                out, copied = torch.full((rows,), torch.nan), torch.full((rows, 128), torch.nan)
+                loops().product(Quantized(data, state), x, out)
+                loops().dequantize(Quantized(data, state), 0, copied)
+                assert torch.equal(copied, weight), (threads, rows)
+                assert torch.allclose(out, weight @ x, atol=1e-4), (threads, rows)
     """
-    subprocess.run([sys.executable, "-c", program], check=True)
+    subprocess.run([sys.executable, "-c", program], check=True, env={**os.environ, "OMP_THREAD_LIMIT": str(limit)})
 
 
 def test_where_it_stays_bitsandbytes_own(compiled: Loops) -> None:

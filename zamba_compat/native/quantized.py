@@ -16,7 +16,7 @@ _pointer, _size = ctypes.c_void_p, ctypes.c_size_t
 
 
 class _Team(ctypes.Structure):
-    _fields_ = (("parallel", _pointer), ("number", _pointer), ("threads", ctypes.c_int))
+    _fields_ = (("parallel", _pointer), ("number", _pointer), ("given", _pointer), ("threads", ctypes.c_int))
 
 
 class _Matrix(ctypes.Structure):
@@ -67,8 +67,10 @@ class Quantized:
 class Loops:
     """The functions of quantized.c."""
 
-    def __init__(self, functions: ctypes.CDLL, parallel: Any, number: Any) -> None:
-        self._parallel, self._number = ctypes.cast(parallel, _pointer), ctypes.cast(number, _pointer)
+    def __init__(self, functions: ctypes.CDLL, openmp: ctypes.CDLL) -> None:
+        """openmp: through which PyTorch's own OpenMP is found; AttributeError where it is another than GNU's."""
+        threading = openmp.GOMP_parallel, openmp.omp_get_thread_num, openmp.omp_get_num_threads
+        self._threading = [ctypes.cast(function, _pointer) for function in threading]
         self._product, self._dequantize = functions.zamba_compat_quantized_product, functions.zamba_compat_dequantize
         team, matrix = ctypes.POINTER(_Team), ctypes.POINTER(_Matrix)
         self._product.argtypes = [team, matrix, _pointer, _pointer, _pointer]
@@ -78,7 +80,7 @@ class Loops:
     def _team(self) -> _Team:
         import torch
 
-        return _Team(self._parallel, self._number, torch.get_num_threads())
+        return _Team(*self._threading, torch.get_num_threads())
 
     def product(self, matrix: Quantized, x: Tensor, out: Tensor) -> None:
         """matrix @ x into `out`. x: [columns], out: [rows], both contiguous and float32, as the sums are."""
@@ -105,8 +107,6 @@ def _loaded() -> Loops | None:
     if found is None or not found.zamba_compat_quantized_kind():
         return None
     try:
-        # PyTorch's own OpenMP, wherever it comes from. Built with another, its threads cannot be had.
-        openmp = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
-        return Loops(found, openmp.GOMP_parallel, openmp.omp_get_thread_num)
+        return Loops(found, ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so")))
     except (OSError, AttributeError):
         return None

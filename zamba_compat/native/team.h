@@ -4,12 +4,11 @@
 
 #include "export.h"
 
-/* GOMP_parallel and omp_get_thread_num of the OpenMP library that PyTorch runs on: threads of our own would meet its
- * threads, which wait for work by spinning, on the same processors. Where they are null everything runs in the
- * caller's thread. */
+/* GOMP_parallel, omp_get_thread_num and omp_get_num_threads of the OpenMP library that PyTorch runs on: threads of our
+ * own would meet its threads, which wait for work by spinning, on the same processors. It may give fewer than asked. */
 typedef struct {
     void (*parallel)(void (*)(void *), void *, unsigned, unsigned);
-    int (*number)(void);
+    int (*number)(void), (*given)(void);
     int threads;
 } Team;
 
@@ -21,15 +20,15 @@ typedef struct {
     const Team *team;
 } Share;
 
-static void share(void *given) {
-    const Share *of = (const Share *)given;
-    size_t number = (size_t)of->team->number(), threads = (size_t)of->team->threads;
+static void share(void *job) {
+    const Share *of = (const Share *)job;
+    size_t number = (size_t)of->team->number(), threads = (size_t)of->team->given();
     size_t first = of->count * number / threads, last = of->count * (number + 1) / threads;
     if (first < last) of->work(of->job, first, last);
 }
 
 static inline void spread(const Team *team, Work work, void *job, size_t count) {
-    if (!team->parallel || team->threads < 2) {
+    if (team->threads < 2) {
         work(job, 0, count);
         return;
     }
