@@ -129,6 +129,17 @@ def test_shapes_the_loops_do_not_take(compiled: Loops, columns: int, block: int)
         Quantized(data, state)
 
 
+@pytest.mark.parametrize("name", ["absmax", "code", "blocksize", "state2.absmax", "state2.code"])
+def test_states_that_say_more_than_they_have(compiled: Loops, name: str) -> None:
+    """As a damaged checkpoint may: nothing is read that is not there."""
+    data, state = quantized(300, nested=True)
+    Quantized(data, state)
+    owner, name = (state.state2, name.removeprefix("state2.")) if "." in name else (state, name)
+    setattr(owner, name, 0 if name == "blocksize" else getattr(owner, name)[:-1])
+    with pytest.raises(ValueError, match="not a matrix"):
+        Quantized(data, state)
+
+
 def test_a_row_that_is_no_vector_in_memory(compiled: Loops) -> None:
     data, state = quantized(8)
     x = inputs(4, torch.float32)

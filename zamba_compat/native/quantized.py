@@ -43,11 +43,14 @@ class Quantized:
         scales = state.absmax if second is None else second.absmax
         floats = [scales, state.code, *([] if second is None else [second.code])]
         count = self.rows * self.columns
+        # A checkpoint can say anything; the loops read what it says is there.
         fits = (
-            block % self.CHUNK == self.columns % block == 0
+            block > 0
+            and block % self.CHUNK == self.columns % block == 0
             and data.numel() * data.element_size() * 2 == count
             and state.absmax.numel() * block == count
-            and (second is None or state.absmax.dtype == torch.uint8)
+            and state.code.numel() == 16
+            and (second is None or _goes_with(second, state.absmax))
             and all(tensor.dtype == torch.float32 for tensor in floats)
             and all(tensor.device.type == "cpu" and tensor.is_contiguous() for tensor in (data, state.absmax, *floats))
         )
@@ -62,6 +65,14 @@ class Quantized:
             self._matrix.nested, self._matrix.second = state.absmax.data_ptr(), scales.data_ptr()
             self._matrix.second_code, self._matrix.second_block = second.code.data_ptr(), second.blocksize
             self._matrix.offset = float(state.offset)
+
+
+def _goes_with(second: Any, nested: Tensor) -> bool:
+    """Whether a second quant state has what 8-bit scales refer to."""
+    import torch
+
+    count = second.absmax.numel() * second.blocksize
+    return nested.dtype == torch.uint8 and second.code.numel() == 256 and count >= nested.numel() > 0
 
 
 class Loops:
