@@ -27,10 +27,10 @@ setup(
     ext_modules=[
         Extension(
             "zamba_compat.native._kernels",
-            ["zamba_compat/native/kernels.c", "zamba_compat/native/quantized.c"],
+            [f"zamba_compat/native/{name}.c" for name in ("kernels", "packed", "quantized", "token")],
             extra_compile_args=["-O3", "-ffp-contract=off", "-fvisibility=hidden"],
             libraries=["m"],
-            depends=["zamba_compat/native/export.h", "zamba_compat/native/team.h"],
+            depends=[f"zamba_compat/native/{name}.h" for name in ("bfloat16", "export", "team")],
             optional=True,
         )
     ],

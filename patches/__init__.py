@@ -25,6 +25,7 @@ from .transformers import (
     hybrid_cache_reset,
     long_context,
     offloaded_save,
+    packed_blocks,
     packed_weight_cast,
     plain_scan,
     quant_state_per_module,
@@ -83,6 +84,7 @@ ADAPTERS: tuple[Adapter, ...] = (
     single_token.ADAPTER,
     widened_products.ADAPTER,
     blocks_of_tokens.ADAPTER,
+    packed_blocks.ADAPTER,
     # Fine-tuning.
     mamba_targets.ADAPTER,
     *tied_merge.ADAPTERS,

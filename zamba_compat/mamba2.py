@@ -165,7 +165,7 @@ def mixer_forward(
     attention_mask: [batch, at least seq], 0 for padding anywhere in the row; its last seq columns count, and
     a mask of another rank does not. Each row comes out as if its padding were not there; the output at
     padding means nothing.
-    overwrite: without gradients, the state after the last token may take the place of `ssm_state`.
+    overwrite: without gradients, the states after the last token may take the place of those given.
     Returns the output, shaped and typed as hidden_states, and both states: the first in the dtype of the
     projection, the second in float32 (float64 where hidden_states is).
 
@@ -209,6 +209,11 @@ def _mix(
     inner, heads = mixer.intermediate_size, mixer.num_heads
     bc_size = mixer.n_groups * mixer.ssm_state_size
     projected = project(mixer.in_proj, hidden_states, "in_proj")
+    if conv_state is not None and ssm_state is not None and projected.shape[1] == 1 and kept is None:
+        found = _token(mixer, projected, conv_state, ssm_state, overwrite)
+        if found is not None:
+            y, conv_state, ssm_state = found
+            return mixer.out_proj(y.to(hidden_states.dtype)), conv_state, ssm_state
     gate, xbc, dt = torch.split(projected, [inner, inner + 2 * bc_size, heads], -1)
     dtype = torch.promote_types(hidden_states.dtype, torch.float32)
     with _no_autocast(hidden_states.device.type), _loaded(mixer.conv1d):
@@ -226,6 +231,17 @@ def _mix(
             states = conv_state, ssm_state, lengths, overwrite
             conv_state, ssm_state = _without_gradients(mixer, gate, xbc, dt, *states, out=y)
     return mixer.out_proj(y.to(hidden_states.dtype)), conv_state, ssm_state
+
+
+def _token(
+    mixer: Any, projected: Tensor, conv_state: Tensor, ssm_state: Tensor, overwrite: bool
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """One token with a past, where a loop in C takes it: y and both states."""
+    if torch.is_grad_enabled() or not _known(projected):
+        return None
+    with _loaded(mixer.conv1d), _loaded(mixer.norm):
+        limit = time_step_limit(mixer.config)
+        return inference.token(mixer, projected, conv_state, ssm_state, limit=limit, overwrite=overwrite)
 
 
 def _with_gradients(

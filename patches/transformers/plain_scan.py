@@ -76,7 +76,7 @@ def mixed(mixer: Any, hidden_states: Any, cache: Any, attention_mask: Any, read:
 
     from zamba_compat.mamba2 import mixer_forward
 
-    conv_state, ssm_state = (None, None) if cache is None else read(cache, mixer.layer_idx)
+    held = conv_state, ssm_state = (None, None) if cache is None else read(cache, mixer.layer_idx)
     if ssm_state is not None and torch.is_grad_enabled():
         # The cache is written in place, and the graph still needs what it held.
         ssm_state = ssm_state.clone()
@@ -89,7 +89,7 @@ def mixed(mixer: Any, hidden_states: Any, cache: Any, attention_mask: Any, read:
         # Every release writes a cache in place.
         overwrite=True,
     )
-    if cache is not None:
+    if cache is not None and not (conv_state is held[0] and ssm_state is held[1]):  # else it was written in place
         write(cache, mixer.layer_idx, conv_state, ssm_state)
     return output
 

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from support import reference
 from zamba_compat.blocked import BLOCK
 from zamba_compat.mamba2 import MAX_CHUNK, causal_conv, mixer_forward, scan, step, time_step_limit
+from zamba_compat.native.token import Loop, loop
 
 HEADS, GROUPS, HEAD_DIM, D_STATE, TAPS, HIDDEN = 6, 2, 5, 3, 4, 8
 INNER, CONV_DIM = HEADS * HEAD_DIM, HEADS * HEAD_DIM + 2 * GROUPS * D_STATE
@@ -485,3 +486,45 @@ def test_a_16_bit_model_is_no_further_off_without_gradients(seq: int) -> None:
     off = reference.relative_difference(mixer_forward(narrow, u)[0].detach(), wanted)
     with torch.no_grad():
         assert reference.relative_difference(mixer_forward(narrow, u)[0], wanted) <= 1.5 * off + 1e-4
+
+
+@pytest.mark.parametrize("groups_of_rows", [1, 3])
+@pytest.mark.parametrize("limit", [None, (0.01, 0.1)])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_one_token_by_the_loop_in_c(
+    groups_of_rows: int, limit: Any, overwrite: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In float32, token after token: what float64 gives, and nothing of a caller's is written that he keeps."""
+    if loop() is None:
+        pytest.skip("no loops in C here")
+    mixer, seen = Mixer(limit=limit), []
+    u = torch.randn(groups_of_rows, 21, HIDDEN, dtype=torch.float64)
+    wanted, _, wanted_ssm = mixer_forward(mixer, u)
+    mixer.float()
+    step = Loop.step
+    monkeypatch.setattr(Loop, "step", lambda *args, **kwargs: seen.append(1) or step(*args, **kwargs))
+    with torch.no_grad():
+        output, conv_state, ssm_state = mixer_forward(mixer, u[:, :9].float())
+        outputs = [output]
+        for i in range(9, 21):
+            kept = conv_state, ssm_state, conv_state.clone(), ssm_state.clone()
+            states = {"conv_state": conv_state, "ssm_state": ssm_state, "overwrite": overwrite}
+            output, conv_state, ssm_state = mixer_forward(mixer, u[:, i : i + 1].float(), **states)
+            outputs.append(output)
+            assert (conv_state is kept[0]) == (ssm_state is kept[1]) == overwrite
+            assert torch.equal(kept[0], kept[2]) == torch.equal(kept[1], kept[3]) != overwrite
+    assert len(seen) == 12
+    torch.testing.assert_close(torch.cat(outputs, 1).double(), wanted, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(ssm_state.double(), wanted_ssm, rtol=1e-4, atol=1e-5)
+
+
+def test_another_activation_is_not_for_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    mixer = Mixer().float()
+    mixer.act = nn.GELU()
+    monkeypatch.setattr(Loop, "step", lambda *args, **kwargs: pytest.fail("it computes SiLU"))
+    u = torch.randn(1, 8, HIDDEN)
+    with torch.no_grad():
+        _, conv_state, ssm_state = mixer_forward(mixer, u[:, :7])
+        found = mixer_forward(mixer, u[:, 7:], conv_state=conv_state, ssm_state=ssm_state)[0]
+        wanted = mixer_forward(mixer, u)[0][:, 7:]
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)

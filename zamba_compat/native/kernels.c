@@ -4,10 +4,9 @@
  * package is installed and a C compiler is at hand, and used where the processor has what it was written for; anything
  * else takes PyTorch's operations, which compute the same. Every function is pure and may run in several threads.
  */
-#include "export.h"
+#include "bfloat16.h"
 
 #include <math.h>
-#include <string.h>
 
 /* What the loops are vectorized for. Each function is compiled once per kind and the kind is chosen when it is called:
  * the library may have been built on another machine. Kinds are numbered as in __init__.py. */
@@ -30,24 +29,6 @@ static int kind(void) { return 3; }
 
 #define LANES 32 /* partial sums of a dot product: independent, and a whole number of vectors of every kind */
 #define STEP 4096 /* elements whose products are added in float32 before they are in float64 */
-#define INLINE static inline __attribute__((always_inline))
-
-typedef uint16_t bfloat16;
-
-INLINE float widened(bfloat16 x) {
-    uint32_t bits = (uint32_t)x << 16;
-    float value;
-    memcpy(&value, &bits, 4);
-    return value;
-}
-
-/* To the nearest, ties to even; any NaN becomes 0x7fc0. */
-INLINE bfloat16 rounded(float value) {
-    uint32_t bits;
-    memcpy(&bits, &value, 4);
-    uint32_t even = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-    return (bfloat16)((bits & 0x7fffffffu) > 0x7f800000u ? 0x7fc0u : even);
-}
 
 /* out = first * a + second * b, the product with a rounded to float32 before the other is added to it. */
 INLINE void add(bfloat16 *restrict out, const bfloat16 *restrict a, const bfloat16 *restrict b, float first,
@@ -124,7 +105,7 @@ DEFINED(KIND_2, 2)
 #endif
 
 /* See __init__.py: counted up when a function changes. */
-EXPORT int zamba_compat_version(void) { return 3; }
+EXPORT int zamba_compat_version(void) { return 4; }
 
 /* 0 where nothing else here may be called. */
 EXPORT int zamba_compat_kind(void) { return kind(); }

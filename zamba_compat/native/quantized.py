@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import ctypes
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from zamba_compat.settings import settings
+
 from . import library
+from .team import Team, team
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _pointer, _size = ctypes.c_void_p, ctypes.c_size_t
-
-
-class _Team(ctypes.Structure):
-    _fields_ = (("parallel", _pointer), ("number", _pointer), ("given", _pointer), ("threads", ctypes.c_int))
 
 
 class _Matrix(ctypes.Structure):
@@ -78,46 +76,29 @@ def _goes_with(second: Any, nested: Tensor) -> bool:
 class Loops:
     """The functions of quantized.c."""
 
-    def __init__(self, functions: ctypes.CDLL, openmp: ctypes.CDLL) -> None:
-        """openmp: through which PyTorch's own OpenMP is found; AttributeError where it is another than GNU's."""
-        threading = openmp.GOMP_parallel, openmp.omp_get_thread_num, openmp.omp_get_num_threads
-        self._threading = [ctypes.cast(function, _pointer) for function in threading]
+    def __init__(self, functions: ctypes.CDLL) -> None:
         self._product, self._dequantize = functions.zamba_compat_quantized_product, functions.zamba_compat_dequantize
-        team, matrix = ctypes.POINTER(_Team), ctypes.POINTER(_Matrix)
-        self._product.argtypes = [team, matrix, _pointer, _pointer, _pointer]
-        self._dequantize.argtypes = [team, matrix, _size, _size, _pointer]
+        threads, matrix = ctypes.POINTER(Team), ctypes.POINTER(_Matrix)
+        self._product.argtypes = [threads, matrix, _pointer, _pointer, _pointer]
+        self._dequantize.argtypes = [threads, matrix, _size, _size, _pointer]
         self._product.restype = self._dequantize.restype = None
-
-    def _team(self) -> _Team:
-        import torch
-
-        return _Team(*self._threading, torch.get_num_threads())
 
     def product(self, matrix: Quantized, x: Tensor, out: Tensor) -> None:
         """matrix @ x into `out`. x: [columns], out: [rows], both contiguous and float32, as the sums are."""
         room = x.new_empty(matrix.columns)
-        self._product(self._team(), matrix._matrix, x.data_ptr(), room.data_ptr(), out.data_ptr())
+        self._product(team(), matrix._matrix, x.data_ptr(), room.data_ptr(), out.data_ptr())
 
     def dequantize(self, matrix: Quantized, start: int, out: Tensor) -> None:
         """The rows from `start` on into `out`, [some rows, columns], contiguous and float32."""
-        self._dequantize(self._team(), matrix._matrix, start, len(out), out.data_ptr())
+        self._dequantize(team(), matrix._matrix, start, len(out), out.data_ptr())
 
 
 def loops() -> Loops | None:
     """The loops; None where they cannot be had, or are switched off."""
-    from zamba_compat.settings import settings
-
     return _loaded() if settings().native else None
 
 
 @cache
 def _loaded() -> Loops | None:
-    import torch
-
     found = library()
-    if found is None or not found.zamba_compat_quantized_kind():
-        return None
-    try:
-        return Loops(found, ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so")))
-    except (OSError, AttributeError):
-        return None
+    return Loops(found) if found is not None and found.zamba_compat_quantized_kind() and team() is not None else None

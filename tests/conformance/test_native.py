@@ -1,0 +1,80 @@
+"""Token by token through the loops in C, where there are any: the reference's logits, in float32 and in bfloat16."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from conformance.helpers import assert_close, load, relative
+from conformance.helpers import case as make_case
+from conformance.test_decoding import continued, forward
+from support import synthetic
+
+pytestmark = pytest.mark.ours
+PROMPT = 20
+
+
+def decoded(model: Any, ids: Tensor) -> Tensor:
+    first = forward(model, ids[:, :PROMPT])
+    got, cache = [], first.past_key_values
+    for position in range(PROMPT, ids.shape[1]):
+        step = continued(model, ids[:, position : position + 1], cache, position)
+        got.append(step.logits)
+        cache = step.past_key_values
+    return torch.cat(got, 1)
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """How often each loop runs."""
+    from zamba_compat.native import packed, token
+
+    if packed.loops() is None or token.loop() is None:
+        pytest.skip("no loops in C here")
+    seen = {"product": 0, "step": 0}
+
+    def watched(original: Any, name: str) -> Any:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            seen[name] += 1
+            return original(*args, **kwargs)
+
+        return run
+
+    for kind, name in ((packed.Loops, "product"), (token.Loop, "step")):
+        monkeypatch.setattr(kind, name, watched(getattr(kind, name), name))
+    return seen
+
+
+@pytest.mark.parametrize("pattern", ["1.2B", "2.7B", "7B"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_one_token_at_a_time(pattern: str, dtype: torch.dtype, counted: dict[str, int], tmp_path: Path) -> None:
+    from zamba_compat import configure
+
+    case = make_case(pattern, length=28)
+    state = {name: tensor.to(dtype) for name, tensor in case.state.items()}
+    model = load(synthetic.write_checkpoint(tmp_path / "model", state, case.config), torch_dtype=dtype)
+    wanted = synthetic.forward(state, case.config, case.ids)[:, PROMPT:]
+    got, tokens = decoded(model, case.ids), case.ids.shape[1] - PROMPT
+    mixers, uses = len(model.model.layers), len(synthetic.hybrid_layers(case.config))
+    assert counted["step"] == mixers * tokens
+    if dtype == torch.float32:
+        assert_close(got, wanted)
+        assert counted["product"] == 0
+        return
+    # From the second token on, whose embedding's half of q, k and v is one product more for each block.
+    blocks = len({layer.shared_transformer.self_attn.q_proj.weight.data_ptr() for layer in hybrid(model)})
+    assert counted["product"] == (6 * uses + 3 * blocks) * (tokens - 1)
+    configure(native=False)
+    try:
+        others = relative(decoded(model, case.ids), wanted)
+    finally:
+        configure(native=None)
+    assert relative(got, wanted) < 1.1 * others < 0.05
+
+
+def hybrid(model: Any) -> list[Any]:
+    return [layer for layer in model.model.layers if hasattr(layer, "shared_transformer")]

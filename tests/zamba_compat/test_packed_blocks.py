@@ -1,0 +1,256 @@
+"""Copies of the shared blocks' weights: what they compute, when they are made, and when they are no longer good."""
+
+from __future__ import annotations
+
+import copy
+import gc
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import zamba_compat  # noqa: F401
+from support import synthetic
+from zamba_compat import configure, packed_blocks
+from zamba_compat.native import packed
+
+transformers = pytest.importorskip("transformers", minversion="4.49")
+pytestmark = pytest.mark.skipif(packed.loops() is None, reason="no loops in C here")
+WEIGHTS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
+WEIGHTS += ("feed_forward.gate_up_proj", "feed_forward.down_proj")
+
+
+@pytest.fixture(params=["1.2B", "7B"])
+def case(request: pytest.FixtureRequest) -> synthetic.Case:
+    return synthetic.case(request.param, length=30, time_step_min=1e-9)
+
+
+@pytest.fixture
+def model(case: synthetic.Case, tmp_path: Path) -> Any:
+    state = {name: tensor.bfloat16() for name, tensor in case.state.items()}
+    directory = synthetic.write_checkpoint(tmp_path / "model", state, case.config)
+    return transformers.AutoModelForCausalLM.from_pretrained(directory, torch_dtype=torch.bfloat16).eval()
+
+
+@pytest.fixture
+def native() -> Iterator[Any]:
+    """Switches the loops on or off, and back on in the end."""
+    yield lambda on: configure(native=on)
+    configure(native=None)
+
+
+def blocks(model: Any) -> list[Any]:
+    layers = [layer.shared_transformer for layer in model.model.layers if hasattr(layer, "shared_transformer")]
+    return list({layer.self_attn.q_proj.weight.data_ptr(): layer for layer in layers}.values())
+
+
+def replace_weights(model: Any) -> None:
+    """By others of the same content, which are tied as they were."""
+    layers = [layer.shared_transformer for layer in model.model.layers if hasattr(layer, "shared_transformer")]
+    new: dict[int, torch.nn.Parameter] = {}
+    for module in (layer.get_submodule(name) for layer in layers for name in WEIGHTS):
+        before = module.weight
+        if id(before) not in {id(one) for one in new.values()}:
+            other = torch.nn.Parameter(before.detach().clone(), requires_grad=False)
+            module.weight = new.setdefault(before.data_ptr(), other)
+
+
+def weights(model: Any) -> list[Tensor]:
+    return [block.get_submodule(name).weight for block in blocks(model) for name in WEIGHTS]
+
+
+def copies(model: Any) -> list[Any]:
+    """The parts of each weight's copy, () where there is none."""
+    known = [packed_blocks._copies.get(weight) for weight in weights(model)]
+    return [() if one is None else one._parts for one in known]
+
+
+@torch.no_grad()
+def prompt(model: Any, ids: Tensor, cache: Any = None) -> Any:
+    return model(ids, past_key_values=cache, use_cache=True)
+
+
+def decode(model: Any, ids: Tensor, start: int, cache: Any) -> Tensor:
+    """Logits of the tokens from `start` on, one by one."""
+    return torch.cat([prompt(model, ids[:, i : i + 1], cache).logits for i in range(start, ids.shape[1])], 1)
+
+
+def run(model: Any, ids: Tensor, start: int = 20) -> Tensor:
+    return decode(model, ids, start, prompt(model, ids[:, :start]).past_key_values)
+
+
+def off(found: Tensor, wanted: Tensor) -> float:
+    return float((found.double() - wanted).norm() / wanted.norm())
+
+
+def test_tokens_are_no_further_off(case: synthetic.Case, model: Any, native: Any) -> None:
+    """From the float64 reference, than PyTorch's products are; and each of the products went through a copy."""
+    state = {name: tensor.bfloat16() for name, tensor in case.state.items()}
+    wanted = synthetic.forward(state, case.config, case.ids)[:, 20:]
+    with_copies = run(model, case.ids)
+    assert all(copies(model)) and len(copies(model)) == 6 * case.config["num_mem_blocks"]
+    native(False)
+    assert off(with_copies, wanted) < 1.1 * off(run(model, case.ids), wanted) < 0.05
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_every_weight_counts(case: synthetic.Case, model: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wrong copy shows in the logits: the test above would notice."""
+    wanted = run(model, case.ids)
+    weight = blocks(model)[0].get_submodule(name).weight
+    made = packed_blocks._copies[weight]
+    made._parts = tuple(packed.loops().pack(part) for part in made._split(-weight.detach()))  # type: ignore[union-attr]
+    monkeypatch.setattr(packed_blocks.Copy, "_still", lambda *given: True)
+    assert off(run(model, case.ids), wanted) > 0.01
+
+
+def test_the_embeddings_half_is_computed_once_a_token(
+    case: synthetic.Case, model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(model, case.ids)
+    seen = []
+    times = packed_blocks._times
+    monkeypatch.setattr(packed_blocks, "_times", lambda found, part, x: seen.append(part) or times(found, part, x))
+    run(model, case.ids[:, :29], 28)
+    halves = [part for made in copies(model) for part in made[1:]]
+    assert len(halves) == 3 * len(blocks(model))
+    assert all(seen.count(half) == 1 for half in halves)
+    uses = len(synthetic.hybrid_layers(case.config))
+    assert len(seen) == 6 * uses + len(halves)
+
+
+def test_what_a_norm_was_made_to_say_is_not_taken_apart(case: synthetic.Case, model: Any, native: Any) -> None:
+    """With a hook that changes the norm's result the whole product is computed."""
+    for block in blocks(model):
+        block.input_layernorm.register_forward_hook(lambda module, given, found: found.roll(1, -1))
+    changed = run(model, case.ids)
+    assert all(copies(model))
+    native(False)
+    assert off(changed, run(model, case.ids).double()) < 0.02
+
+
+def test_copies_are_made_at_the_second_token_and_go_with_the_weights(case: synthetic.Case, model: Any) -> None:
+    gc.collect()
+    before = len(packed_blocks._copies)
+    cache = prompt(model, case.ids[:, :20]).past_key_values
+    assert not any(copies(model))
+    prompt(model, case.ids[:, 20:21], cache)
+    assert not any(copies(model))
+    prompt(model, case.ids[:, 21:22], cache)
+    assert all(copies(model))
+    assert len(packed_blocks._copies) > before
+    assert all(not other for other in copies(copy.deepcopy(model)))
+    assert set(model.state_dict()) == set(copy.deepcopy(model).state_dict())
+    parts = copies(model)
+    del parts, cache
+    for layer in model.model.layers:
+        if hasattr(layer, "shared_transformer"):
+            del layer.shared_transformer
+    gc.collect()
+    assert len(packed_blocks._copies) == before
+
+
+CHANGES = {
+    "in place": lambda weight: weight.mul_(1.5),
+    "unseen": lambda weight: weight.data.mul_(1.5),
+    "one row, unseen": lambda weight: weight.data[3].mul_(4),
+    "other memory": lambda weight: setattr(weight, "data", weight.data * 1.5),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_changed_weights_are_the_ones_that_count(case: synthetic.Case, model: Any, native: Any, change: str) -> None:
+    """After a change between two generations, by whatever way."""
+    before = run(model, case.ids)
+    with torch.no_grad():
+        for weight in weights(model):
+            CHANGES[change](weight)
+    changed = run(model, case.ids)
+    assert off(changed, before.double()) > 0.03
+    assert all(copies(model)), "made again"
+    native(False)
+    assert off(changed, run(model, case.ids).double()) < 0.02
+
+
+@pytest.mark.parametrize("change", ["in place", "unseen", "other memory"])
+@pytest.mark.parametrize("turn", [False, True])
+def test_changed_in_the_middle(case: synthetic.Case, model: Any, native: Any, change: str, turn: bool) -> None:
+    """Between two tokens of a generation, or two turns of a chat."""
+
+    def both() -> Tensor:
+        cache = prompt(model, case.ids[:, :10]).past_key_values
+        decode(model, case.ids[:, :20], 10, cache)
+        with torch.no_grad():
+            for weight in weights(model):
+                CHANGES[change](weight)
+        start = 20
+        if turn:
+            prompt(model, case.ids[:, 20:25], cache)
+            start = 25
+        result = decode(model, case.ids, start, cache)
+        with torch.no_grad():
+            for weight in weights(model):
+                weight.data.div_(1.5)
+        return result
+
+    changed = both()
+    native(False)
+    assert off(changed, both().double()) < 0.02
+
+
+def test_where_nothing_is_copied(case: synthetic.Case, model: Any, native: Any) -> None:
+    """With gradients, in other dtypes, several rows, without a cache, without room for it, and switched off."""
+    cache = prompt(model, case.ids[:, :20]).past_key_values
+    for i in range(20, 24):
+        model(case.ids[:, i : i + 1], past_key_values=copy.deepcopy(cache), use_cache=True)
+    with torch.no_grad():
+        for i in range(20, 24):
+            model(case.ids[:, i : i + 1], use_cache=False)
+    two = case.ids[:, :20].repeat(2, 1)
+    decode(model, case.ids.repeat(2, 1), 20, prompt(model, two).past_key_values)
+    native(False)
+    run(model, case.ids)
+    native(True)
+    assert not any(copies(model))
+    run(model.float(), case.ids)
+    assert not any(copies(model))
+
+
+def test_without_memory_to_spare(case: synthetic.Case, model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packed_blocks, "_has_room", lambda size: False)
+    run(model, case.ids)
+    assert not any(copies(model))
+
+
+def test_room() -> None:
+    assert packed_blocks._has_room(1)
+    if Path("/proc/meminfo").exists():
+        assert not packed_blocks._has_room(1 << 60)
+
+
+def test_weights_brought_in_for_a_token_are_not_copied(case: synthetic.Case, model: Any) -> None:
+    """As those are that wait on the disk: new tensors every time."""
+    cache = prompt(model, case.ids[:, :20]).past_key_values
+    for i in range(20, 26):
+        replace_weights(model)
+        prompt(model, case.ids[:, i : i + 1], cache)
+        assert not any(copies(model))
+
+
+def test_weights_of_inference_mode_are_left_alone(case: synthetic.Case, model: Any) -> None:
+    """They have no version to ask for."""
+    with torch.inference_mode():
+        replace_weights(model)
+    run(model, case.ids)
+    assert not any(copies(model))
+
+
+def test_in_inference_mode(case: synthetic.Case, model: Any) -> None:
+    run(model, case.ids)
+    wanted = run(model, case.ids)
+    with torch.inference_mode():
+        assert torch.equal(run(model, case.ids), wanted)
+    assert torch.equal(run(model, case.ids), wanted)

@@ -1,0 +1,223 @@
+/* bfloat16 matrices in 12 bits a weight, without loss, and their product with a vector.
+ *
+ * Loaded as kernels.c is. Written for x86-64 with AVX2: elsewhere zamba_compat_packed_kind() is 0 and nothing else here
+ * may be called.
+ *
+ * A weight's high byte is its sign and the upper seven bits of its exponent, which of a row's weights nearly all lie
+ * within seven of the largest. A code of four bits says which: the sign, and 1 to 7 above the row's base, or 0 for zero.
+ * The low byte stays. The few weights that are smaller are zero there, and listed beside.
+ */
+#include "bfloat16.h"
+#include "team.h"
+
+#if !defined(__x86_64__)
+EXPORT int zamba_compat_packed_kind(void) { return 0; }
+#else
+#include <immintrin.h>
+
+#define AVX2 __attribute__((target("avx2,fma")))
+
+EXPORT int zamba_compat_packed_kind(void) { return __builtin_cpu_supports("fma") && __builtin_cpu_supports("avx2"); }
+
+#define CHUNK 64   /* weights of a row that are packed together */
+#define BYTES 96   /* of a chunk: 64 low ones, then the codes, those of its second half in the high nibbles */
+#define LEVELS 7u  /* that a code can tell apart */
+
+typedef struct {
+    const bfloat16 *data; /* [rows, columns] */
+    size_t stride, rows, columns;
+} Matrix;
+
+/* Of row r the weights number offset[r] to offset[r + 1] are listed: columns and values. */
+typedef struct {
+    uint8_t *data;    /* [rows, columns / CHUNK, BYTES] */
+    uint8_t *base;    /* [rows] */
+    uint32_t *offset; /* [rows + 1] */
+    uint32_t *column;
+    float *value;
+} Packed;
+
+typedef struct {
+    const Matrix *matrix;
+    const Packed *packed;
+    const float *x; /* [columns] */
+    float *y;       /* [rows] */
+    int differs;
+} Job;
+
+/* Where of its half chunk a weight is: unpacking bytes to float32 goes by halves of vectors, and comes out in order. */
+INLINE size_t place(size_t i) { return i / 8 * 4 + i % 4 + (i % 8 < 4 ? 0 : 16); }
+
+INLINE unsigned upper(bfloat16 weight) { return weight >> 8 & 0x7f; }
+
+INLINE int is_listed(bfloat16 weight, unsigned base) { return upper(weight) <= base && (weight & 0x7fff); }
+
+static void counted(void *given, size_t first, size_t last) {
+    const Job *job = given;
+    for (size_t row = first; row < last; row++) {
+        const bfloat16 *weights = job->matrix->data + row * job->matrix->stride;
+        unsigned top = LEVELS, listed = 0;
+        for (size_t i = 0; i < job->matrix->columns; i++) top = upper(weights[i]) > top ? upper(weights[i]) : top;
+        for (size_t i = 0; i < job->matrix->columns; i++) listed += is_listed(weights[i], top - LEVELS);
+        job->packed->base[row] = (uint8_t)(top - LEVELS);
+        job->packed->offset[row + 1] = listed;
+    }
+}
+
+/* The code and the low byte of a weight: zero where it is listed. */
+INLINE void coded(bfloat16 weight, unsigned base, uint8_t *code, uint8_t *low) {
+    int kept = upper(weight) > base;
+    *code = (uint8_t)(weight >> 15 << 3 | (kept ? upper(weight) - base : 0));
+    *low = kept ? (uint8_t)weight : 0;
+}
+
+static void packed(void *given, size_t first, size_t last) {
+    const Job *job = given;
+    const Packed *to = job->packed;
+    size_t columns = job->matrix->columns;
+    for (size_t row = first; row < last; row++) {
+        const bfloat16 *weights = job->matrix->data + row * job->matrix->stride;
+        uint8_t *out = to->data + row * (columns / CHUNK) * BYTES;
+        uint32_t at = to->offset[row];
+        for (size_t i = 0; i < columns; i += CHUNK, out += BYTES)
+            for (size_t k = 0; k < CHUNK / 2; k++) {
+                uint8_t codes[2];
+                for (size_t half = 0; half < 2; half++)
+                    coded(weights[i + half * CHUNK / 2 + k], to->base[row], codes + half,
+                          out + half * CHUNK / 2 + place(k));
+                out[CHUNK + place(k)] = (uint8_t)(codes[0] | codes[1] << 4);
+            }
+        for (size_t i = 0; i < columns; i++)
+            if (is_listed(weights[i], to->base[row])) {
+                to->column[at] = (uint32_t)i;
+                to->value[at++] = widened(weights[i]);
+            }
+    }
+}
+
+/* Of each code the high byte. */
+AVX2 INLINE __m256i table(unsigned base) {
+    uint8_t bytes[16];
+    for (unsigned code = 0; code < 16; code++)
+        bytes[code] = (uint8_t)((code & 8) << 4 | (code & 7 ? base + (code & 7) : 0));
+    return _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)bytes));
+}
+
+/* Half a chunk's high bytes. */
+AVX2 INLINE __m256i high(__m256i table, const uint8_t *chunk, int half) {
+    __m256i both = _mm256_loadu_si256((const __m256i *)(chunk + CHUNK));
+    __m256i codes = _mm256_and_si256(half ? _mm256_srli_epi16(both, 4) : both, _mm256_set1_epi8(15));
+    return _mm256_shuffle_epi8(table, codes);
+}
+
+AVX2 INLINE float total(__m256 sum) {
+    __m128 half = _mm_add_ps(_mm256_castps256_ps128(sum), _mm256_extractf128_ps(sum, 1));
+    half = _mm_add_ps(half, _mm_movehl_ps(half, half));
+    return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
+}
+
+/* Half a chunk times x, onto four sums. */
+AVX2 INLINE void added(__m256i table, const uint8_t *chunk, int half, const float *x, __m256 *sums) {
+    __m256i low = _mm256_loadu_si256((const __m256i *)(chunk + half * CHUNK / 2)), zero = _mm256_setzero_si256();
+    __m256i upper = high(table, chunk, half);
+    __m256i pairs[2] = {_mm256_unpacklo_epi8(low, upper), _mm256_unpackhi_epi8(low, upper)};
+    for (int k = 0; k < 4; k++) {
+        __m256i wide = k % 2 ? _mm256_unpackhi_epi16(zero, pairs[k / 2]) : _mm256_unpacklo_epi16(zero, pairs[k / 2]);
+        sums[k] = _mm256_fmadd_ps(_mm256_castsi256_ps(wide), _mm256_loadu_ps(x + half * CHUNK / 2 + 8 * k), sums[k]);
+    }
+}
+
+/* Row by row and without asking ahead: a single stream is what processors are quickest to foresee. */
+AVX2 static void multiplied(void *given, size_t first, size_t last) {
+    const Job *job = given;
+    const Packed *from = job->packed;
+    size_t chunks = job->matrix->columns / CHUNK;
+    for (size_t row = first; row < last; row++) {
+        const uint8_t *chunk = from->data + row * chunks * BYTES;
+        __m256i high = table(from->base[row]);
+        __m256 sums[4] = {_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps()};
+        for (size_t i = 0; i < chunks; i++, chunk += BYTES) {
+            added(high, chunk, 0, job->x + i * CHUNK, sums);
+            added(high, chunk, 1, job->x + i * CHUNK, sums);
+        }
+        float y = total(_mm256_add_ps(_mm256_add_ps(sums[0], sums[1]), _mm256_add_ps(sums[2], sums[3])));
+        for (uint32_t at = from->offset[row]; at < from->offset[row + 1]; at++)
+            y += from->value[at] * job->x[from->column[at]];
+        job->y[row] = y;
+    }
+}
+
+/* Whether half a chunk's weights are those given, but for listed ones, which are told by their places. */
+AVX2 INLINE uint64_t unlike(__m256i table, const uint8_t *chunk, int half, const bfloat16 *weights) {
+    __m256i low = _mm256_loadu_si256((const __m256i *)(chunk + half * CHUNK / 2)), upper = high(table, chunk, half);
+    __m256i pairs[2] = {_mm256_unpacklo_epi8(low, upper), _mm256_unpackhi_epi8(low, upper)};
+    uint64_t found = 0;
+    for (int k = 0; k < 2; k++) {
+        __m256i in_order = _mm256_permute4x64_epi64(pairs[k], 0xd8);
+        __m256i given = _mm256_loadu_si256((const __m256i *)(weights + half * CHUNK / 2 + 16 * k));
+        uint32_t equal = (uint32_t)_mm256_movemask_epi8(_mm256_cmpeq_epi16(in_order, given));
+        found |= (uint64_t)~equal << (32 * k);
+    }
+    return found;
+}
+
+AVX2 static void compared(void *given, size_t first, size_t last) {
+    Job *job = given;
+    const Packed *from = job->packed;
+    size_t chunks = job->matrix->columns / CHUNK;
+    for (size_t row = first; row < last; row++) {
+        const bfloat16 *weights = job->matrix->data + row * job->matrix->stride;
+        const uint8_t *chunk = from->data + row * chunks * BYTES;
+        __m256i high = table(from->base[row]);
+        uint32_t at = from->offset[row], end = from->offset[row + 1];
+        for (size_t i = 0; i < chunks * CHUNK; i += CHUNK, chunk += BYTES) {
+            if (!(unlike(high, chunk, 0, weights + i) | unlike(high, chunk, 1, weights + i))) continue;
+            for (size_t k = i; k < i + CHUNK; k++) {
+                size_t half = k % CHUNK / (CHUNK / 2), spot = place(k % (CHUNK / 2));
+                uint8_t code, low;
+                coded(weights[k], from->base[row], &code, &low);
+                int is_kept = chunk[half * CHUNK / 2 + spot] == low && (chunk[CHUNK + spot] >> 4 * half & 15) == code;
+                int is_next = at < end && from->column[at] == k;
+                if (!is_kept || upper(weights[k]) > from->base[row] + LEVELS ||
+                    is_listed(weights[k], from->base[row]) != is_next ||
+                    (is_next && from->value[at] != widened(weights[k]))) {
+                    job->differs = 1; /* whoever finds it writes the same */
+                    return;
+                }
+                at += (uint32_t)is_next;
+            }
+        }
+        if (at != end) job->differs = 1;
+    }
+}
+
+/* Each row's base, and into offset[row + 1] how many of its weights are to be listed. */
+EXPORT void zamba_compat_packed_count(const Team *team, const Matrix *matrix, const Packed *packed) {
+    Job job = {matrix, packed, NULL, NULL, 0};
+    spread(team, counted, &job, matrix->rows);
+}
+
+/* Everything else, with the offsets summed up. */
+EXPORT void zamba_compat_packed_fill(const Team *team, const Matrix *matrix, const Packed *to) {
+    Job job = {matrix, to, NULL, NULL, 0};
+    spread(team, packed, &job, matrix->rows);
+}
+
+/* Whether the matrix is still the one that was packed; rows from first to before last. */
+EXPORT int zamba_compat_packed_same(const Team *team, const Matrix *matrix, const Packed *packed, size_t first,
+                                    size_t last) {
+    Job job = {matrix, packed, NULL, NULL, 0};
+    if (last - first < matrix->rows)
+        compared(&job, first, last);
+    else
+        spread(team, compared, &job, matrix->rows);
+    return !job.differs;
+}
+
+/* y [rows] of x [columns]; of the matrix only its sizes are looked at. */
+EXPORT void zamba_compat_packed_product(const Team *team, const Matrix *matrix, const Packed *packed, const float *x,
+                                        float *y) {
+    Job job = {matrix, packed, x, y, 0};
+    spread(team, multiplied, &job, matrix->rows);
+}
+#endif
