@@ -22,6 +22,7 @@ from .transformers import (
     cpu_refused,
     device_map_aliases,
     embeddings_generation,
+    growing_cache,
     hybrid_cache_reset,
     long_context,
     offloaded_save,
@@ -85,6 +86,7 @@ ADAPTERS: tuple[Adapter, ...] = (
     widened_products.ADAPTER,
     blocks_of_tokens.ADAPTER,
     packed_blocks.ADAPTER,
+    growing_cache.ADAPTER,
     # Fine-tuning.
     mamba_targets.ADAPTER,
     *tied_merge.ADAPTERS,

@@ -1,7 +1,8 @@
-"""Token by token through the loops in C, where there are any: the reference's logits, in float32 and in bfloat16."""
+"""Token by token by what makes it fast, the loops in C and the growing cache: the reference's logits."""
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -78,3 +79,30 @@ def test_one_token_at_a_time(pattern: str, dtype: torch.dtype, counted: dict[str
 
 def hybrid(model: Any) -> list[Any]:
     return [layer for layer in model.model.layers if hasattr(layer, "shared_transformer")]
+
+
+@pytest.mark.parametrize("pattern", ["1.2B", "2.7B"])
+def test_keys_and_values_that_grow_in_place(pattern: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Token by token, several at once, and on from an earlier point of the same cache's past."""
+    from zamba_compat import growing
+
+    case = make_case(pattern, length=46)
+    model = load(synthetic.write_checkpoint(tmp_path / "model", case.state, case.config))
+    plain = decoded(model, case.ids)
+    assert_close(plain, case.logits[:, PROMPT:])
+    seen, joined = [], growing.joined
+    monkeypatch.setattr(growing, "FEWEST", 0)
+    monkeypatch.setattr(growing, "joined", lambda *args, **kwargs: seen.append(joined(*args, **kwargs)) or seen[-1])
+    first = forward(model, case.ids[:, :PROMPT])
+    several = continued(model, case.ids[:, PROMPT : PROMPT + 5], first.past_key_values, PROMPT)
+    copied = copy.deepcopy(several.past_key_values)
+    for cache in (several.past_key_values, copied):
+        got = []
+        for position in range(PROMPT + 5, case.ids.shape[1]):
+            step = continued(model, case.ids[:, position : position + 1], cache, position)
+            got.append(step.logits)
+            cache = step.past_key_values
+        assert_close(torch.cat(got, 1), case.logits[:, PROMPT + 5 :])
+    uses, grown = len(synthetic.hybrid_layers(case.config)), [tensor for tensor in seen if tensor is not None]
+    assert len(grown) == 2 * uses * (1 + 2 * (case.ids.shape[1] - PROMPT - 5))
+    assert len({tensor.data_ptr() for tensor in grown}) < len(grown) / 5
