@@ -16,7 +16,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -136,15 +136,16 @@ class _Normed:
         return (scale, scaled) if torch.equal(normed, x.view(-1)) else None
 
 
-@contextmanager
-def one_token(layer: Any, hidden: Tensor, embedding: Tensor, cache: Any) -> Iterator[None]:
-    """Within it, F.linear with the weights of a Zamba2AttentionDecoderLayer goes through their copies.
+def one_token(layer: Any, hidden: Tensor, embedding: Tensor, cache: Any) -> AbstractContextManager[object] | None:
+    """The context in which F.linear with the weights of a Zamba2AttentionDecoderLayer goes through their copies.
 
     hidden, embedding: [1, 1, hidden_size], what the layer is called with. cache: the one of this generation.
+    None where nothing gains from it.
     """
-    found = loops()
-    assert found is not None
-    copies = {id(weight): copy for weight, copy in _weights(layer)}
+    found = loops() if _fits(hidden, embedding, cache) else None
+    copies = {} if found is None else {id(weight): copy for weight, copy in _weights(layer)}
+    if found is None or not copies:
+        return None
     normed = _Normed(layer.input_layernorm, hidden, embedding)
 
     def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -164,12 +165,10 @@ def one_token(layer: Any, hidden: Tensor, embedding: Tensor, cache: Any) -> Iter
                 result.addcmul_(copy.of_embedding(found, apart[1]), apart[0])
         return (result if bias is None else result.add_(bias)).to(x.dtype)[None]
 
-    with Linears(product, lambda rows: rows == 1):
-        yield
+    return Linears(product, lambda rows: rows == 1)
 
 
-def gains(hidden: Tensor, embedding: Tensor, cache: Any) -> bool:
-    """Whether a shared block that is called with these gains from `one_token`."""
+def _fits(hidden: Tensor, embedding: Tensor, cache: Any) -> bool:
     return (
         cache is not None
         and hidden.dtype == torch.bfloat16
@@ -178,7 +177,6 @@ def gains(hidden: Tensor, embedding: Tensor, cache: Any) -> bool:
         and hidden.shape[:-1].numel() == 1
         and not torch.is_grad_enabled()
         and not torch.compiler.is_compiling()
-        and loops() is not None
     )
 
 

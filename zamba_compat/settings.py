@@ -53,16 +53,19 @@ def _from_environment(name: str, variable: str) -> Any:
     return _checked(name, value, f"environment variable {variable}")
 
 
+def setting(name: str) -> Any:
+    """One of the settings in force, by its name."""
+    if name in _configured:
+        return _configured[name]
+    variable = f"ZAMBA_COMPAT_{name.upper()}"
+    if os.environ.get(variable):
+        return _from_environment(name, variable)
+    return Settings._field_defaults[name]
+
+
 def settings() -> Settings:
     """The settings in force: what `configure` was told, else the environment, else the defaults."""
-    current = Settings()
-    for name in Settings._fields:
-        variable = f"ZAMBA_COMPAT_{name.upper()}"
-        if name in _configured:
-            current = current._replace(**{name: _configured[name]})
-        elif os.environ.get(variable):
-            current = current._replace(**{name: _from_environment(name, variable)})
-    return current
+    return Settings(*map(setting, Settings._fields))
 
 
 def configure(**choices: Any) -> Settings:

@@ -19,14 +19,14 @@ def forward(original: Any) -> Any:
     def forward(
         self: Any, hidden_states: Any, original_hidden_states: Any, layer_idx: Any, *args: Any, **kwargs: Any
     ) -> Any:
-        from zamba_compat.packed_blocks import gains, one_token, prompted
+        from zamba_compat.packed_blocks import one_token, prompted
 
-        cache = kwargs.get("past_key_values", kwargs.get("past_key_value"))
         given = hidden_states, original_hidden_states
-        if not gains(*given, cache):
+        within = one_token(self, *given, kwargs.get("past_key_values", kwargs.get("past_key_value")))
+        if within is None:
             prompted(self)
             return original(self, *given, layer_idx, *args, **kwargs)
-        with one_token(self, *given, cache):
+        with within:
             return original(self, *given, layer_idx, *args, **kwargs)
 
     return forward

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zamba_compat.settings import settings
+from zamba_compat.settings import setting
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -67,7 +67,7 @@ class Kernels:
 
 def kernels() -> Kernels | None:
     """The loops; None where they cannot be had, or are switched off."""
-    return _loaded() if settings().native else None
+    return _loaded() if setting("native") else None
 
 
 @cache

@@ -8,7 +8,7 @@ from contextlib import suppress
 from functools import cache
 from typing import TYPE_CHECKING
 
-from zamba_compat.settings import settings
+from zamba_compat.settings import setting
 
 from . import library
 from .team import Team, team
@@ -121,7 +121,7 @@ def _room(size: int) -> Tensor:
 
 def loops() -> Loops | None:
     """The loops; None where they cannot be had, or are switched off."""
-    return _loaded() if settings().native else None
+    return _loaded() if setting("native") else None
 
 
 @cache

@@ -6,7 +6,7 @@ import ctypes
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from zamba_compat.settings import settings
+from zamba_compat.settings import setting
 
 from . import library
 from .team import Team, team
@@ -95,7 +95,7 @@ class Loops:
 
 def loops() -> Loops | None:
     """The loops; None where they cannot be had, or are switched off."""
-    return _loaded() if settings().native else None
+    return _loaded() if setting("native") else None
 
 
 @cache

@@ -7,7 +7,7 @@ import math
 from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
-from zamba_compat.settings import settings
+from zamba_compat.settings import setting
 
 from . import library
 from .team import Team, team
@@ -144,7 +144,7 @@ def _numbers(tensor: Tensor | None) -> _Numbers:
 
 def loop() -> Loop | None:
     """The loop; None where it cannot be had, or is switched off."""
-    return _loaded() if settings().native else None
+    return _loaded() if setting("native") else None
 
 
 @cache
