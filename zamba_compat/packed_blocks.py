@@ -8,7 +8,7 @@ depth but for the norm's scale of the token, and is computed once.
 The copies take three quarters of the shared blocks' own bytes, 7% of the model. They are no part of it: each is made at
 a weight's second token, and dropped with the weight. That a weight is still what was copied is asked in three ways: by
 its version at every use; row by row, one at every use, for what writes to `.data` unseen; in full at the first token
-with another cache, or after a prompt.
+of each cache, and after every prompt.
 """
 
 from __future__ import annotations
@@ -39,16 +39,19 @@ class Copy:
 
     def __init__(self, halves: bool) -> None:
         self.halves = halves
+        self._asked = 0
+        self._reset()
+
+    def _reset(self) -> None:
         self._first: Any = None  # the embedding of the token that the weight was met with first
         self._parts: tuple[Packed, ...] = ()
         self._of: tuple[int, int] | None = None  # the weight's memory and version when it was copied
-        self._asked = 0
-        self._cache: Any = None
+        self._caches: list[Any] = []  # of the generations that it has been compared in full for
         self._of_embedding: tuple[Tensor, Tensor] | None = None
 
-    def forget_cache(self) -> None:
+    def forget_caches(self) -> None:
         """Have the weight compared in full at its next use."""
-        self._cache = None
+        self._caches = []
 
     def ready(self, found: Loops, weight: Tensor, embedding: Tensor, cache: Any) -> tuple[Packed, ...]:
         """The parts of the copy, which is made now where it is time; () where there is none."""
@@ -56,7 +59,7 @@ class Copy:
         if self._of is None:
             self._made(found, weight, embedding, state, cache)
         elif self._of != state or not self._still(found, weight, cache):
-            self.__init__(self.halves)  # type: ignore[misc]
+            self._reset()
         return self._parts
 
     def _made(self, found: Loops, weight: Tensor, embedding: Tensor, state: tuple[int, int], cache: Any) -> None:
@@ -65,7 +68,8 @@ class Copy:
         # A weight that is brought in for a moment, from the disk or another device, never sees a second token.
         if self._first() is embedding:
             return
-        self._of, self._cache = state, weakref.ref(cache)
+        self._of = state
+        self._compared(cache)
         if not _has_room(weight.nbytes):
             return
         made = [found.pack(part) for part in self._split(weight)]
@@ -81,12 +85,15 @@ class Copy:
         if not self._parts:
             return True
         row = None
-        if self._cache is not None and self._cache() is cache:
+        if any(known() is cache for known in self._caches):
             row = self._asked % len(weight)
             self._asked += 1
         else:
-            self._cache = weakref.ref(cache)
+            self._compared(cache)
         return all(found.same(part, some, row) for part, some in zip(self._parts, self._split(weight), strict=True))
+
+    def _compared(self, cache: Any) -> None:
+        self._caches = [known for known in self._caches if known() is not None] + [weakref.ref(cache)]
 
     def of_embedding(self, found: Loops, scaled: Tensor) -> Tensor:
         """The embedding's half of the product, before the token's scale. scaled: [in_features / 2], float32."""
@@ -170,7 +177,7 @@ def one_token(layer: Any, hidden: Tensor, embedding: Tensor, cache: Any) -> Abst
 
 def _fits(hidden: Tensor, embedding: Tensor, cache: Any) -> bool:
     return (
-        cache is not None
+        getattr(type(cache), "__weakrefoffset__", 0) != 0  # an object of its own, no tuple and not None
         and hidden.dtype == torch.bfloat16
         and hidden.device.type == "cpu"
         and hidden.shape == embedding.shape
@@ -182,8 +189,10 @@ def _fits(hidden: Tensor, embedding: Tensor, cache: Any) -> bool:
 
 def prompted(layer: Any) -> None:
     """A shared block has seen several tokens at once: before the next one its weights may have been changed."""
+    if torch.compiler.is_compiling():
+        return
     for _, copy in _weights(layer):
-        copy.forget_cache()
+        copy.forget_caches()
 
 
 def _weights(layer: Any) -> Iterator[tuple[Tensor, Copy]]:
@@ -191,9 +200,9 @@ def _weights(layer: Any) -> Iterator[tuple[Tensor, Copy]]:
     halves = attention.q_proj, attention.k_proj, attention.v_proj
     for module in (*halves, attention.o_proj, feed_forward.gate_up_proj, feed_forward.down_proj):
         weight = getattr(module, "weight", None)
-        copy = copy_of(weight, module in halves) if isinstance(weight, torch.nn.Parameter) else None
+        # No other type: such a one may be quantized, or in parts on several devices.
+        copy = copy_of(weight, module in halves) if type(weight) is torch.nn.Parameter else None
         if copy is not None:
-            assert weight is not None
             yield weight, copy
 
 

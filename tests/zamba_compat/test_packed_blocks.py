@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -199,6 +200,45 @@ def test_changed_in_the_middle(case: synthetic.Case, model: Any, native: Any, ch
     changed = both()
     native(False)
     assert off(changed, both().double()) < 0.02
+
+
+def test_generations_in_turn_are_compared_for_once_each(
+    case: synthetic.Case, model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In full, that is; and again after a prompt, whosever it is."""
+    run(model, case.ids)
+    caches = [prompt(model, case.ids[:, :20]).past_key_values for _ in range(2)]
+    whole, same = [], packed.Loops.same
+
+    def watched(self: Any, part: Any, weight: Tensor, row: int | None = None) -> bool:
+        whole.extend([part] if row is None else [])
+        return same(self, part, weight, row)
+
+    monkeypatch.setattr(packed.Loops, "same", watched)
+    parts = sum(len(made) for made in copies(model))
+    for i in range(20, 24):
+        logits = [prompt(model, case.ids[:, i : i + 1], cache).logits for cache in caches]
+        assert torch.equal(*logits)
+    assert len(whole) == 2 * parts
+    prompt(model, case.ids[:, :3])
+    prompt(model, case.ids[:, 24:25], caches[0])
+    assert len(whole) == 3 * parts
+
+
+def test_in_several_threads(case: synthetic.Case, model: Any) -> None:
+    run(model, case.ids)
+    wanted = run(model, case.ids)
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(lambda _: run(model, case.ids), range(8)):
+            assert off(found, wanted.double()) < 0.02  # the other products may take another kernel in a thread
+
+
+def test_a_cache_that_cannot_be_told_again(case: synthetic.Case, model: Any) -> None:
+    layer, one = blocks(model)[0], torch.zeros(1, 1, 64, dtype=torch.bfloat16)
+    with torch.no_grad():
+        assert packed_blocks.one_token(layer, one, one, object.__new__(type("Cache", (), {}))) is not None
+        assert packed_blocks.one_token(layer, one, one, ((one, one),)) is None
+        assert packed_blocks.one_token(layer, one, one, None) is None
 
 
 def test_where_nothing_is_copied(case: synthetic.Case, model: Any, native: Any) -> None:
