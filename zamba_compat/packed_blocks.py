@@ -199,7 +199,7 @@ def _weights(layer: Any) -> Iterator[tuple[Tensor, Copy]]:
     attention, feed_forward = layer.self_attn, layer.feed_forward
     halves = attention.q_proj, attention.k_proj, attention.v_proj
     for module in (*halves, attention.o_proj, feed_forward.gate_up_proj, feed_forward.down_proj):
-        weight = getattr(module, "weight", None)
+        weight: Any = getattr(module, "weight", None)
         # No other type: such a one may be quantized, or in parts on several devices.
         copy = copy_of(weight, module in halves) if type(weight) is torch.nn.Parameter else None
         if copy is not None:

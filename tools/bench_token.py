@@ -1,0 +1,85 @@
+"""Benchmark of one token on a CPU, by what makes it fast: each step on top of those before it, all in one process.
+
+python tools/bench_token.py [--shape 1.2B] [--lengths 128 4096] [--tokens 14] [--nf4]
+
+The steps take turns token by token, each with a cache of its own after the same prompt, so that drift hits all alike.
+Random weights in bfloat16, or in NF4. Without 16-bit instructions: ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from importlib.metadata import version
+from typing import Any
+from unittest import mock
+
+import torch
+
+import zamba_compat  # noqa: F401
+from _bench.contestants import build
+from _bench.speed_report import processor
+from zamba_compat import growing, mamba2, packed_blocks
+from zamba_compat.published import PUBLISHED
+
+STEPS: tuple[tuple[str, Any, str, Callable[..., Any]], ...] = (
+    ("a mixer's token in one loop", mamba2, "_token", lambda *given: None),
+    ("copies of 12 bits", packed_blocks, "one_token", lambda *given: None),
+    ("keys and values that grow", growing, "gains", lambda *given: False),
+)
+"""Title, and what is replaced by what while a step is not taken yet."""
+
+
+@contextmanager
+def taken(steps: int) -> Iterator[None]:
+    """Only so many of STEPS. Copies stay where they are while they are not looked at."""
+    with ExitStack() as stack:
+        if steps < 2:
+            stack.enter_context(mock.patch.object(packed_blocks, "prompted", lambda layer: None))
+        for _, module, name, instead in STEPS[steps:]:
+            stack.enter_context(mock.patch.object(module, name, instead))
+        yield
+
+
+def measure(model: Any, length: int, tokens: int) -> list[list[float]]:
+    """Seconds per token with none, one, two, ... of STEPS."""
+    ids = torch.randint(5, 32000, (1, length))
+    caches = [model(ids, use_cache=True, logits_to_keep=1).past_key_values for _ in range(len(STEPS) + 1)]
+    found: list[list[float]] = [[] for _ in caches]
+    for _ in range(tokens + 3):
+        for steps, cache in enumerate(caches):
+            with taken(steps):
+                start = time.perf_counter()
+                model(ids[:, -1:], past_key_values=cache, use_cache=True)
+                found[steps].append(time.perf_counter() - start)
+    return [seconds[3:] for seconds in found]  # copies are made at the second token
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--shape", choices=tuple(PUBLISHED), default="1.2B")
+    add("--lengths", type=int, nargs="+", default=[128, 2048], help="tokens of the prompts")
+    add("--tokens", type=int, default=14, help="to decode with each step after each prompt")
+    add("--nf4", action="store_true", help="quantize the model")
+    options = parser.parse_args()
+
+    torch.manual_seed(0)
+    model = build(PUBLISHED[options.shape].config, torch.bfloat16, "cpu", options.nf4)
+    kind = f"{options.shape} in {'NF4' if options.nf4 else 'bfloat16'}"
+    print(f"{kind}, torch {version('torch')}; {processor()}. Milliseconds a token, medians of {options.tokens}.\n")
+    titles = ["PyTorch's operations", *(f"+ {title}" for title, *_ in STEPS)]
+    print(f"| after | {' | '.join(titles)} |\n| ---: |{' ---: |' * len(titles)}")
+    with torch.inference_mode():
+        for length in options.lengths:
+            found = [1e3 * statistics.median(seconds) for seconds in measure(model, length, options.tokens)]
+            print(f"| {length} | {' | '.join(f'{median:.0f}' for median in found)} |", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
