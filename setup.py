@@ -27,7 +27,7 @@ setup(
     ext_modules=[
         Extension(
             "zamba_compat.native._kernels",
-            [f"zamba_compat/native/{name}.c" for name in ("kernels", "packed", "quantized", "token")],
+            [f"zamba_compat/native/{name}.c" for name in ("attention", "kernels", "packed", "quantized", "token")],
             extra_compile_args=["-O3", "-ffp-contract=off", "-fvisibility=hidden"],
             libraries=["m"],
             depends=[f"zamba_compat/native/{name}.h" for name in ("bfloat16", "export", "team")],

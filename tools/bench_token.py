@@ -23,13 +23,14 @@ import torch
 import zamba_compat  # noqa: F401
 from _bench.contestants import build
 from _bench.speed_report import processor
-from zamba_compat import growing, mamba2, packed_blocks
+from zamba_compat import growing, mamba2, one_query, packed_blocks
 from zamba_compat.published import PUBLISHED
 
 STEPS: tuple[tuple[str, Any, str, Callable[..., Any]], ...] = (
     ("a mixer's token in one loop", mamba2, "_token", lambda *given: None),
-    ("copies of 12 bits", packed_blocks, "one_token", lambda *given: None),
-    ("keys and values that grow", growing, "gains", lambda *given: False),
+    ("copies of 12 bits", packed_blocks, "products", lambda *given: None),
+    ("attention in one loop", one_query, "attention", lambda *given, **more: None),
+    ("keys and values that grow", growing, "joined", lambda *given, **more: None),
 )
 """Title, and what is replaced by what while a step is not taken yet."""
 

@@ -8,18 +8,16 @@ still holds an earlier tensor finds it as it was, also where a cache has been cr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch  # noqa: TID253
 from torch import Tensor  # noqa: TID253
-from torch.overrides import TorchFunctionMode  # noqa: TID253
 from torch.utils.weak import WeakIdKeyDictionary  # noqa: TID253
 
 from .mamba2_inference import can_overwrite
 
 TOKENS = 2  # the dimension that grows, of [batch, heads, tokens, head_dim]
-FEWEST = 1024  # tokens; with fewer, watching for torch.cat costs as much
+FEWEST = 1024  # tokens from which on it gains
 _SPARE = 32  # tokens of room at least, or an eighth of those there are
 
 
@@ -33,23 +31,11 @@ class Room(NamedTuple):
 _rooms: Any = WeakIdKeyDictionary()  # by the tensors that are part of them
 
 
-class Growing(TorchFunctionMode):
-    """Within it, torch.cat of keys or values [batch, heads, tokens, head_dim] and no more new ones appends to them."""
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        kwargs = kwargs or {}
-        result = joined(*args, **kwargs) if func is torch.cat else None
-        return func(*args, **kwargs) if result is None else result
-
-
 def joined(tensors: Any, dim: int = 0, **others: Any) -> Tensor | None:
-    """What torch.cat gives; None where it is not for here."""
+    """What torch.cat gives of keys or values [batch, heads, tokens, head_dim] and no more new ones.
+
+    None where it is not for here.
+    """
     if others or dim not in (TOKENS, TOKENS - 4) or len(tensors) != 2 or torch.is_grad_enabled():
         return None
     before, new = tensors
@@ -79,15 +65,4 @@ def _go_together(before: Tensor, new: Tensor) -> bool:
         and before.shape[:TOKENS] == new.shape[:TOKENS]
         and before.shape[-1] == new.shape[-1]
         and 0 < new.shape[TOKENS] <= before.shape[TOKENS]
-    )
-
-
-def gains(hidden: Tensor, cache: Any) -> bool:
-    """Whether a shared block that is called with these gains from `Growing`."""
-    return (
-        cache is not None
-        and hidden.device.type == "cpu"
-        and not torch.is_grad_enabled()
-        and not torch.compiler.is_compiling()
-        and int(cache.get_seq_length()) >= FEWEST
     )

@@ -22,17 +22,18 @@ def onednn_on_x86() -> bool:
     return on_x86 and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
 
 
-class Linears(TorchFunctionMode):
-    """Replaces F.linear, and nothing else, whoever calls it.
+Handler = Callable[..., Any]
 
-    product: of x [rows, in_features], weight [out_features, in_features] and bias [out_features] or None.
-    fits: whether `product` is wanted for a number of rows. Operands that are no plain tensors of one 16-bit dtype on
-        a CPU stay with PyTorch.
+
+class Instead(TorchFunctionMode):
+    """Within it, some of PyTorch's functions are others, whoever calls them.
+
+    handlers: by function, what is called with its arguments; where that returns None, PyTorch's own is called.
     """
 
-    def __init__(self, product: Product, fits: Callable[[int], bool]) -> None:
+    def __init__(self, handlers: Mapping[Callable[..., Any], Handler]) -> None:
         super().__init__()
-        self._product, self._fits = product, fits
+        self._handlers = handlers
 
     def __torch_function__(
         self,
@@ -42,11 +43,34 @@ class Linears(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        found = _operands(*args, **kwargs) if func is F.linear else None
-        if found is None or not self._fits(found[0].shape[:-1].numel()):
-            return func(*args, **kwargs)
+        handler = self._handlers.get(func)
+        result = None if handler is None else handler(*args, **kwargs)
+        return func(*args, **kwargs) if result is None else result
+
+
+class Linears(Instead):
+    """Replaces F.linear, and nothing else, by `linear` of the same arguments."""
+
+    def __init__(self, product: Product, fits: Callable[[int], bool]) -> None:
+        super().__init__({F.linear: linear(product, fits)})
+
+
+def linear(product: Product, fits: Callable[[int], bool]) -> Handler:
+    """F.linear by another product.
+
+    product: of x [rows, in_features], weight [out_features, in_features] and bias [out_features] or None.
+    fits: whether `product` is wanted for a number of rows. Operands that are no plain tensors of one 16-bit dtype on
+        a CPU stay with PyTorch.
+    """
+
+    def handler(*args: Any, **kwargs: Any) -> Tensor | None:
+        found = _operands(*args, **kwargs)
+        if found is None or not fits(found[0].shape[:-1].numel()):
+            return None
         x, weight, bias = found
-        return self._product(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], len(weight))
+        return product(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], len(weight))
+
+    return handler
 
 
 def _operands(input: Any, weight: Any, bias: Any = None) -> tuple[Tensor, Tensor, Tensor | None] | None:

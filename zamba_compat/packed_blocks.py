@@ -16,7 +16,6 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ import torch.nn.functional as F  # noqa: TID253
 from torch import Tensor  # noqa: TID253
 from torch.utils.weak import WeakIdKeyDictionary  # noqa: TID253
 
-from .linears import Linears
+from .linears import Handler, linear
 from .native.packed import CHUNK, Loops, Packed, loops
 
 _SPARE = 4  # times what copies take has to be free before they are made
@@ -143,8 +142,8 @@ class _Normed:
         return (scale, scaled) if torch.equal(normed, x.view(-1)) else None
 
 
-def one_token(layer: Any, hidden: Tensor, embedding: Tensor, cache: Any) -> AbstractContextManager[object] | None:
-    """The context in which F.linear with the weights of a Zamba2AttentionDecoderLayer goes through their copies.
+def products(layer: Any, hidden: Tensor, embedding: Tensor, cache: Any) -> Handler | None:
+    """F.linear for a call of a Zamba2AttentionDecoderLayer: its weights through their copies.
 
     hidden, embedding: [1, 1, hidden_size], what the layer is called with. cache: the one of this generation.
     None where nothing gains from it.
@@ -172,7 +171,7 @@ def one_token(layer: Any, hidden: Tensor, embedding: Tensor, cache: Any) -> Abst
                 result.addcmul_(copy.of_embedding(found, apart[1]), apart[0])
         return (result if bias is None else result.add_(bias)).to(x.dtype)[None]
 
-    return Linears(product, lambda rows: rows == 1)
+    return linear(product, lambda rows: rows == 1)
 
 
 def _fits(hidden: Tensor, embedding: Tensor, cache: Any) -> bool:
@@ -182,15 +181,11 @@ def _fits(hidden: Tensor, embedding: Tensor, cache: Any) -> bool:
         and hidden.device.type == "cpu"
         and hidden.shape == embedding.shape
         and hidden.shape[:-1].numel() == 1
-        and not torch.is_grad_enabled()
-        and not torch.compiler.is_compiling()
     )
 
 
 def prompted(layer: Any) -> None:
     """A shared block has seen several tokens at once: before the next one its weights may have been changed."""
-    if torch.compiler.is_compiling():
-        return
     for _, copy in _weights(layer):
         copy.forget_caches()
 

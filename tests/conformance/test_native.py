@@ -32,11 +32,11 @@ def decoded(model: Any, ids: Tensor) -> Tensor:
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """How often each loop runs."""
-    from zamba_compat.native import packed, token
+    from zamba_compat.native import attention, packed, token
 
-    if packed.loops() is None or token.loop() is None:
+    if packed.loops() is None or token.loop() is None or attention.loop() is None:
         pytest.skip("no loops in C here")
-    seen = {"product": 0, "step": 0}
+    seen = {"product": 0, "step": 0, "attend": 0}
 
     def watched(original: Any, name: str) -> Any:
         def run(*args: Any, **kwargs: Any) -> Any:
@@ -45,7 +45,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
 
         return run
 
-    for kind, name in ((packed.Loops, "product"), (token.Loop, "step")):
+    for kind, name in ((packed.Loops, "product"), (token.Loop, "step"), (attention.Loop, "attend")):
         monkeypatch.setattr(kind, name, watched(getattr(kind, name), name))
     return seen
 
@@ -66,6 +66,7 @@ def test_one_token_at_a_time(pattern: str, dtype: torch.dtype, counted: dict[str
         assert_close(got, wanted)
         assert counted["product"] == 0
         return
+    assert counted["attend"] == uses * tokens
     # From the second token on, whose embedding's half of q, k and v is one product more for each block.
     blocks = len({layer.shared_transformer.self_attn.q_proj.weight.data_ptr() for layer in hybrid(model)})
     assert counted["product"] == (6 * uses + 3 * blocks) * (tokens - 1)

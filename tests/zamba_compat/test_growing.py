@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from zamba_compat import growing
-from zamba_compat.growing import Growing, joined
+from zamba_compat.growing import joined
+from zamba_compat.linears import Instead
 
 
 def some(tokens: int, seed: int = 0) -> Tensor:
@@ -17,7 +18,7 @@ def some(tokens: int, seed: int = 0) -> Tensor:
 
 
 def cat(before: Tensor, new: Tensor, dim: int = -2) -> Tensor:
-    with torch.no_grad(), Growing():
+    with torch.no_grad(), Instead({torch.cat: joined}):
         return torch.cat([before, new], dim=dim)
 
 
@@ -91,21 +92,3 @@ def test_nothing_is_kept() -> None:
     del grown
     gc.collect()
     assert len(growing._rooms) == before
-
-
-class Cache:
-    def __init__(self, tokens: int) -> None:
-        self._tokens = tokens
-
-    def get_seq_length(self) -> int:
-        return self._tokens
-
-
-def test_what_gains() -> None:
-    long, hidden = Cache(growing.FEWEST), torch.empty(1, 1, 4)
-    assert not growing.gains(hidden, long), "gradients"
-    with torch.no_grad():
-        assert growing.gains(hidden, long)
-        assert not growing.gains(hidden, None)
-        assert not growing.gains(hidden, Cache(growing.FEWEST - 1))
-        assert not growing.gains(hidden.to("meta"), long)

@@ -236,9 +236,9 @@ def test_in_several_threads(case: synthetic.Case, model: Any) -> None:
 def test_a_cache_that_cannot_be_told_again(case: synthetic.Case, model: Any) -> None:
     layer, one = blocks(model)[0], torch.zeros(1, 1, 64, dtype=torch.bfloat16)
     with torch.no_grad():
-        assert packed_blocks.one_token(layer, one, one, object.__new__(type("Cache", (), {}))) is not None
-        assert packed_blocks.one_token(layer, one, one, ((one, one),)) is None
-        assert packed_blocks.one_token(layer, one, one, None) is None
+        assert packed_blocks.products(layer, one, one, object.__new__(type("Cache", (), {}))) is not None
+        assert packed_blocks.products(layer, one, one, ((one, one),)) is None
+        assert packed_blocks.products(layer, one, one, None) is None
 
 
 def test_where_nothing_is_copied(case: synthetic.Case, model: Any, native: Any) -> None:

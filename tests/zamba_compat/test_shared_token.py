@@ -1,0 +1,54 @@
+"""Which functions are others on a token's way through a shared block."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from zamba_compat import growing, packed_blocks, shared_token
+
+
+class Cache:
+    def __init__(self, tokens: int) -> None:
+        self.tokens = tokens
+
+    def get_seq_length(self) -> int:
+        return self.tokens
+
+
+@pytest.fixture
+def products(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What the layer's weights were asked for; they have copies."""
+    seen: list[str] = []
+    monkeypatch.setattr(packed_blocks, "products", lambda *given: seen.append("products") or len)
+    monkeypatch.setattr(packed_blocks, "prompted", lambda layer: seen.append("prompted"))
+    return seen
+
+
+def found(tokens: int, cache: Any, **options: Any) -> set[Any]:
+    hidden = torch.empty(1, tokens, 4, **options)
+    return set(shared_token.handlers(None, hidden, hidden, cache))
+
+
+def test_what_gains(products: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    with torch.no_grad():
+        assert found(1, Cache(1)) == {F.linear, F.scaled_dot_product_attention}
+        assert found(1, Cache(growing.FEWEST)) == {F.linear, F.scaled_dot_product_attention, torch.cat}
+        monkeypatch.setattr(packed_blocks, "products", lambda *given: None)
+        assert products == ["products"] * 2
+        assert found(1, Cache(1)) == set()
+        assert found(1, Cache(shared_token.FEWEST)) == {F.scaled_dot_product_attention}
+        assert found(3, Cache(growing.FEWEST)) == {torch.cat}
+        assert products.count("prompted") == 3
+
+
+def test_what_does_not(products: list[str]) -> None:
+    assert found(1, Cache(5000)) == set(), "gradients"
+    with torch.no_grad():
+        assert found(1, None) == set()
+    assert products == ["prompted"] * 2
+    with torch.no_grad():
+        assert found(1, Cache(5000), device="meta") == set()
