@@ -24,25 +24,25 @@ def attention(
     dropout_p: float = 0.0,
     is_causal: bool = False,
     scale: float | None = None,
-    **others: Any,
+    enable_gqa: bool = False,
 ) -> Tensor | None:
     """As F.scaled_dot_product_attention; None where it is not for here.
 
-    query: [batch, heads, 1, head_dim]. key, value: [batch, heads, tokens, head_dim]. attn_mask: [batch, 1, 1, tokens],
-    added to the scores, or bool.
+    query: [batch, heads, 1, head_dim]. key, value: [batch, heads, tokens, head_dim], with enable_gqa of a part of the
+    heads. attn_mask: [batch, 1, 1, tokens], added to the scores, or bool.
     """
     found = loop()
     if (
         found is None
         or dropout_p
         or is_causal  # of one query it would leave the first key
-        or any(others.values())
         or torch.is_grad_enabled()
         or not all(type(tensor) is Tensor for tensor in (query, key, value))
         or not fit(query, key, value)
+        or (key.shape[1] != query.shape[1] and not enable_gqa)
     ):
         return None
-    batch, heads, tokens, head_dim = key.shape
+    (batch, heads, _, head_dim), tokens = query.shape, key.shape[2]
     mask = None
     if attn_mask is not None:
         if attn_mask.shape != (batch, 1, 1, tokens) or attn_mask.device.type != "cpu":

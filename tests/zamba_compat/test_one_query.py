@@ -67,6 +67,14 @@ def test_the_usual_scale(loop: native.Loop) -> None:
     assert_close(attention(*given), wanted(*given, scale=0.125))
 
 
+@pytest.mark.parametrize("keys", [1, 2, 3])
+def test_heads_that_share_keys(loop: native.Loop, keys: int) -> None:
+    query, key, value = inputs(20, heads=6)
+    key, value = key[:, :keys], value[:, :keys]
+    given = (tensor.repeat_interleave(6 // keys, 1) for tensor in (key, value))
+    assert_close(attention(query, key, value, scale=0.3, enable_gqa=True), wanted(query, *given))
+
+
 def test_parts_of_larger_tensors(loop: native.Loop) -> None:
     """As keys are that grow, and as heads are before they are transposed."""
     query, key, value = inputs(50, 32)
@@ -117,10 +125,11 @@ def test_where_it_stays_pytorchs() -> None:
     query, key, value = inputs(40)
     if native.loop() is not None:
         assert attention(query, key, value, enable_gqa=False) is not None
+        assert attention(query, key, value, enable_gqa=True) is not None
     assert attention(key, key, value) is None, "several queries"
     assert attention(query, key, value, is_causal=True) is None
     assert attention(query, key, value, dropout_p=0.1) is None
-    assert attention(query, key[:, :1], value[:, :1], enable_gqa=True) is None
+    assert attention(query, key[:, :2], value[:, :2], enable_gqa=True) is None, "PyTorch says what is wrong with it"
     assert attention(query, key[:, :1], value[:, :1]) is None
     assert attention(query.float(), key.float(), value.float()) is None
     assert attention(query, key, value.float()) is None

@@ -28,8 +28,8 @@ typedef struct {
 } Numbers;
 
 typedef struct {
-    size_t rows, heads, head_dim, tokens;
-    Numbers query, key, value; /* [rows, heads, tokens, head_dim], of the query one token */
+    size_t rows, heads, group, head_dim, tokens;
+    Numbers query, key, value; /* [rows, heads, tokens, head_dim], of the query one token; `group` heads share a key's */
     const float *mask;         /* [rows, tokens], added to the scores, or null */
     float scale;
     float *room;   /* [rows * heads, tokens + 2 * head_dim] */
@@ -82,9 +82,9 @@ AVX2 static void some_heads(void *given, size_t first, size_t last) {
     for (size_t number = first; number < last; number++) {
         size_t row = number / job->heads, head = number % job->heads;
         const bfloat16 *query = job->query.data + row * job->query.row + head * job->query.head;
-        const bfloat16 *key = job->key.data + row * job->key.row + head * job->key.head;
+        const bfloat16 *key = job->key.data + row * job->key.row + head / job->group * job->key.head;
         Numbers values = job->value;
-        values.data += row * values.row + head * values.head;
+        values.data += row * values.row + head / job->group * values.head;
         float *weights = job->room + number * (tokens + 2 * head_dim), *wide = weights + tokens, *sum = wide + head_dim;
         for (size_t i = 0; i < head_dim; i += WIDTH) {
             __m256 even, odd;

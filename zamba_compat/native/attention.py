@@ -25,7 +25,7 @@ class _Numbers(ctypes.Structure):
 
 class _Attention(ctypes.Structure):
     _fields_ = (
-        *((name, _size) for name in ("rows", "heads", "head_dim", "tokens")),
+        *((name, _size) for name in ("rows", "heads", "group", "head_dim", "tokens")),
         *((name, _Numbers) for name in ("query", "key", "value")),
         ("mask", _pointer),
         ("scale", ctypes.c_float),
@@ -49,7 +49,8 @@ class Loop:
         mask: [batch, tokens], contiguous, float32. room: batch * heads * (tokens + 2 * head_dim) of float32.
         out: [batch, heads, 1, head_dim], contiguous.
         """
-        job = _Attention(query.shape[0], query.shape[1], query.shape[3], key.shape[2])
+        batch, heads, _, head_dim = query.shape
+        job = _Attention(batch, heads, heads // key.shape[1], head_dim, key.shape[2])
         job.query, job.key, job.value = _numbers(query), _numbers(key), _numbers(value)
         job.mask, job.scale = None if mask is None else mask.data_ptr(), scale
         job.room, job.out = room.data_ptr(), out.data_ptr()
@@ -59,7 +60,7 @@ class Loop:
 def fit(query: Tensor, key: Tensor, value: Tensor) -> bool:
     """Whether `Loop.attend` takes these.
 
-    query: [batch, heads, 1, head_dim]. key, value: [batch, heads, tokens, head_dim].
+    query: [batch, heads, 1, head_dim]. key, value: [batch, heads or a part of them, tokens, head_dim].
     """
     import torch
 
@@ -67,10 +68,12 @@ def fit(query: Tensor, key: Tensor, value: Tensor) -> bool:
         query.dim() == 4
         and query.shape[2] == 1
         and key.shape == value.shape
-        and key.shape[:2] == query.shape[:2]
-        and key.shape[3:] == query.shape[3:]
-        and query.shape[3] % WIDTH == 0
+        and key.dim() == 4
         and 0 not in (*query.shape, *key.shape)
+        and key.shape[0] == query.shape[0]
+        and query.shape[1] % key.shape[1] == 0
+        and key.shape[3] == query.shape[3]
+        and query.shape[3] % WIDTH == 0
         and all(
             tensor.dtype == torch.bfloat16
             and tensor.device.type == "cpu"
