@@ -44,6 +44,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     which.add_argument("--ci", action="store_true", help="the releases that CI runs")
     which.add_argument("--no-run", action="store_true", help="run nothing; for --write-readme")
     which.add_argument("--tally", nargs="+", type=Path, metavar="FILE", help="run nothing; add records up")
+    parser.add_argument("--but-installed", action="store_true", help="not the one that is installed: make test runs it")
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--with-import", dest="mode", action="store_const", const="import", help="the default")
     mode.add_argument("--stock", dest="mode", action="store_const", const="stock", help="without zamba_compat")
@@ -64,9 +65,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def chosen(options: argparse.Namespace) -> tuple[str, ...]:
+    releases = CI_RELEASES if options.ci else RELEASES
     if options.releases:
-        return tuple(part.strip() for part in options.releases.split(",") if part.strip())
-    return CI_RELEASES if options.ci else RELEASES
+        releases = tuple(part.strip() for part in options.releases.split(",") if part.strip())
+    installed = version("transformers") if options.but_installed else None
+    return tuple(release for release in releases if release != installed)
 
 
 def run(options: argparse.Namespace) -> int:

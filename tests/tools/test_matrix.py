@@ -203,6 +203,13 @@ def test_arguments_that_would_falsify_the_results(arguments: list[str]) -> None:
     assert stopped.value.code == 2
 
 
+def test_the_installed_release_can_be_left_to_make_test() -> None:
+    installed = version("transformers")
+    every = matrix.chosen(matrix.parse(["--ci"]))
+    assert matrix.chosen(matrix.parse(["--ci", "--but-installed"])) == tuple(r for r in every if r != installed)
+    assert matrix.chosen(matrix.parse(["--releases", f"5.0.0,{installed}", "--but-installed"])) == ("5.0.0",)
+
+
 # The table
 
 
