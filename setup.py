@@ -30,7 +30,7 @@ setup(
             [f"zamba_compat/native/{name}.c" for name in ("attention", "kernels", "packed", "quantized", "token")],
             extra_compile_args=["-O3", "-ffp-contract=off", "-fvisibility=hidden"],
             libraries=["m"],
-            depends=[f"zamba_compat/native/{name}.h" for name in ("bfloat16", "export", "team")],
+            depends=[f"zamba_compat/native/{name}.h" for name in ("avx2", "bfloat16", "export", "team")],
             optional=True,
         )
     ],

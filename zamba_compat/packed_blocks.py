@@ -5,10 +5,10 @@ Two things are saved. bfloat16 weights fit into 12 bits without loss (`native.pa
 and v are products of [hidden state, embedding], normed together: the embedding's half of them is the same at every
 depth but for the norm's scale of the token, and is computed once.
 
-The copies take three quarters of the shared blocks' own bytes, 7% of the model. They are no part of it: each is made at
-a weight's second token, and dropped with the weight. That a weight is still what was copied is asked in three ways: by
-its version at every use; row by row, one at every use, for what writes to `.data` unseen; in full at the first token
-of each cache, and after every prompt.
+The copies take three quarters of the shared blocks' own bytes, 7 to 10% of the model. They are no part of it: each is
+made at a weight's second token, and dropped with the weight. That a weight is still what was copied is asked in three
+ways: by its version at every use; row by row, one at every use, for what writes to `.data` unseen; in full at the first
+token of each cache, and after every prompt.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Copy:
         self._parts: tuple[Packed, ...] = ()
         self._of: tuple[int, int] | None = None  # the weight's memory and version when it was copied
         self._caches: list[Any] = []  # of the generations that it has been compared in full for
-        self._of_embedding: tuple[Tensor, Tensor] | None = None
+        self._of_embedding: tuple[Packed, Tensor, Tensor] | None = None
 
     def forget_caches(self) -> None:
         """Have the weight compared in full at its next use."""
@@ -69,7 +69,7 @@ class Copy:
             return
         self._of = state
         self._compared(cache)
-        if not _has_room(weight.nbytes):
+        if not _can_be_copied(weight, self.halves) or not _has_room(weight.nbytes):
             return
         made = [found.pack(part) for part in self._split(weight)]
         if all(part is not None for part in made):
@@ -94,12 +94,12 @@ class Copy:
     def _compared(self, cache: Any) -> None:
         self._caches = [known for known in self._caches if known() is not None] + [weakref.ref(cache)]
 
-    def of_embedding(self, found: Loops, scaled: Tensor) -> Tensor:
+    def of_embedding(self, found: Loops, part: Packed, scaled: Tensor) -> Tensor:
         """The embedding's half of the product, before the token's scale. scaled: [in_features / 2], float32."""
         known = self._of_embedding
-        if known is None or not torch.equal(known[0], scaled):
-            known = self._of_embedding = scaled, _times(found, self._parts[1], scaled)
-        return known[1]
+        if known is None or known[0] is not part or not torch.equal(known[1], scaled):
+            known = self._of_embedding = part, scaled, _times(found, part, scaled)
+        return known[2]
 
 
 _copies: Any = WeakIdKeyDictionary()  # of weights
@@ -109,15 +109,15 @@ _lock = threading.Lock()
 def copy_of(weight: Tensor, halves: bool) -> Copy | None:
     """The Copy of a shared block's weight; None where it can have none."""
     copy: Copy | None = _copies.get(weight)
-    if (
-        copy is None
-        and Loops.fit(weight)
-        and not weight.is_inference()
-        and not (halves and weight.shape[1] % (2 * CHUNK))
-    ):
+    if copy is None and _can_be_copied(weight, halves):
         with _lock:
             copy = _copies.setdefault(weight, Copy(halves))
     return copy
+
+
+def _can_be_copied(weight: Tensor, halves: bool) -> bool:
+    """An inference tensor has no version to ask for."""
+    return Loops.fit(weight) and not weight.is_inference() and not (halves and weight.shape[1] % (2 * CHUNK))
 
 
 class _Normed:
@@ -168,7 +168,7 @@ def products(layer: Any, hidden: Tensor, embedding: Tensor, cache: Any) -> Handl
             if apart is None:
                 result += _times(found, parts[1], wide[parts[0].columns :])
             else:
-                result.addcmul_(copy.of_embedding(found, apart[1]), apart[0])
+                result.addcmul_(copy.of_embedding(found, parts[1], apart[1]), apart[0])
         return (result if bias is None else result.add_(bias)).to(x.dtype)[None]
 
     return linear(product, lambda rows: rows == 1)

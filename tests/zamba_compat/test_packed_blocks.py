@@ -225,6 +225,20 @@ def test_generations_in_turn_are_compared_for_once_each(
     assert len(whole) == 3 * parts
 
 
+def test_weights_that_become_others_are_not_misread(case: synthetic.Case, model: Any) -> None:
+    """As after pruning: the same parameter, of a width that has no copy."""
+    run(model, case.ids)
+    with torch.no_grad():
+        for block in blocks(model):
+            gate_up, down = block.feed_forward.gate_up_proj, block.feed_forward.down_proj
+            for weight in (gate_up.weight, down.weight):
+                weight.data = weight.data[:, :40].contiguous()
+            for weight in (gate_up.weight, down.weight):
+                made = packed_blocks._copies[weight]
+                for token in [torch.zeros(1) for _ in range(4)]:
+                    assert made.ready(packed.loops(), weight, token, model) == ()
+
+
 def test_in_several_threads(case: synthetic.Case, model: Any) -> None:
     run(model, case.ids)
     wanted = run(model, case.ids)

@@ -11,11 +11,9 @@
 #if !defined(__x86_64__)
 EXPORT int zamba_compat_attention_kind(void) { return 0; }
 #else
-#include <immintrin.h>
+#include "avx2.h"
 
-#define AVX2 __attribute__((target("avx2,fma")))
-
-EXPORT int zamba_compat_attention_kind(void) { return __builtin_cpu_supports("fma") && __builtin_cpu_supports("avx2"); }
+EXPORT int zamba_compat_attention_kind(void) { return has_avx2(); }
 
 #define WIDTH 16   /* numbers of a head that are read together; head_dim is a multiple of it */
 #define COLUMNS 64 /* numbers of the result that are summed at a time, in registers */
@@ -41,12 +39,6 @@ AVX2 INLINE void halves(const bfloat16 *from, __m256 *even, __m256 *odd) {
     __m256i both = _mm256_loadu_si256((const __m256i *)from);
     *even = _mm256_castsi256_ps(_mm256_slli_epi32(both, 16));
     *odd = _mm256_castsi256_ps(_mm256_and_si256(both, _mm256_set1_epi32((int)0xffff0000)));
-}
-
-AVX2 INLINE float total(__m256 sum) {
-    __m128 half = _mm_add_ps(_mm256_castps256_ps128(sum), _mm256_extractf128_ps(sum, 1));
-    half = _mm_add_ps(half, _mm_movehl_ps(half, half));
-    return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
 }
 
 /* The query's numbers times a key's. query: as halves() gives them. */

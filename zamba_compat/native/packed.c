@@ -13,11 +13,9 @@
 #if !defined(__x86_64__)
 EXPORT int zamba_compat_packed_kind(void) { return 0; }
 #else
-#include <immintrin.h>
+#include "avx2.h"
 
-#define AVX2 __attribute__((target("avx2,fma")))
-
-EXPORT int zamba_compat_packed_kind(void) { return __builtin_cpu_supports("fma") && __builtin_cpu_supports("avx2"); }
+EXPORT int zamba_compat_packed_kind(void) { return has_avx2(); }
 
 #define CHUNK 64   /* weights of a row that are packed together */
 #define BYTES 96   /* of a chunk: 64 low ones, then the codes, those of its second half in the high nibbles */
@@ -108,12 +106,6 @@ AVX2 INLINE __m256i high(__m256i table, const uint8_t *chunk, int half) {
     __m256i both = _mm256_loadu_si256((const __m256i *)(chunk + CHUNK));
     __m256i codes = _mm256_and_si256(half ? _mm256_srli_epi16(both, 4) : both, _mm256_set1_epi8(15));
     return _mm256_shuffle_epi8(table, codes);
-}
-
-AVX2 INLINE float total(__m256 sum) {
-    __m128 half = _mm_add_ps(_mm256_castps256_ps128(sum), _mm256_extractf128_ps(sum, 1));
-    half = _mm_add_ps(half, _mm_movehl_ps(half, half));
-    return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
 }
 
 /* Half a chunk times x, onto four sums. */

@@ -8,11 +8,9 @@
 #if !defined(__x86_64__)
 EXPORT int zamba_compat_quantized_kind(void) { return 0; }
 #else
-#include <immintrin.h>
+#include "avx2.h"
 
-#define AVX2 __attribute__((target("avx2,fma")))
-
-EXPORT int zamba_compat_quantized_kind(void) { return __builtin_cpu_supports("fma") && __builtin_cpu_supports("avx2"); }
+EXPORT int zamba_compat_quantized_kind(void) { return has_avx2(); }
 
 #define CHUNK 64 /* weights of a row that are decoded together */
 
@@ -61,12 +59,6 @@ AVX2 static inline void looked_up(const __m256i *table, __m256i codes, __m256 *n
     for (int k = 0; k < 4; k++)
         numbers[k] = _mm256_castsi256_ps(k % 2 ? _mm256_unpackhi_epi16(low[k / 2], high[k / 2])
                                                : _mm256_unpacklo_epi16(low[k / 2], high[k / 2]));
-}
-
-AVX2 static inline float total(__m256 sum) {
-    __m128 half = _mm_add_ps(_mm256_castps256_ps128(sum), _mm256_extractf128_ps(sum, 1));
-    half = _mm_add_ps(half, _mm_movehl_ps(half, half));
-    return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
 }
 
 AVX2 static void multiplied(void *given, size_t first, size_t last) {

@@ -1,0 +1,17 @@
+/* What the loops for x86-64 with AVX2 share. */
+#ifndef ZAMBA_COMPAT_AVX2_H
+#define ZAMBA_COMPAT_AVX2_H
+
+#include <immintrin.h>
+
+#define AVX2 __attribute__((target("avx2,fma")))
+
+static inline int has_avx2(void) { return __builtin_cpu_supports("fma") && __builtin_cpu_supports("avx2"); }
+
+AVX2 static inline float total(__m256 sum) {
+    __m128 half = _mm_add_ps(_mm256_castps256_ps128(sum), _mm256_extractf128_ps(sum, 1));
+    half = _mm_add_ps(half, _mm_movehl_ps(half, half));
+    return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
+}
+
+#endif
