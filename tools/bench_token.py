@@ -1,6 +1,6 @@
 """Benchmark of one token on a CPU, by what makes it fast: each step on top of those before it, all in one process.
 
-python tools/bench_token.py [--shape 1.2B] [--lengths 128 4096] [--tokens 14] [--nf4]
+python tools/bench_token.py [--shape 1.2B] [--lengths 128 2048] [--tokens 14] [--nf4]
 
 The steps take turns token by token, each with a cache of its own after the same prompt, so that drift hits all alike.
 Random weights in bfloat16, or in NF4. Without 16-bit instructions: ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2.

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from support.native import there
 from zamba_compat import configure, four_bit
-from zamba_compat.native import kernels
 from zamba_compat.native.quantized import Loops, Quantized, loops
 
 functional = pytest.importorskip("bitsandbytes.functional")
@@ -21,12 +21,7 @@ COLUMNS = 384
 
 @pytest.fixture
 def compiled() -> Loops:
-    """The loops. Where those over bfloat16 are there, on x86, these are too."""
-    found = loops()
-    if found is None:
-        assert kernels() is None or kernels().kind == "neon"  # type: ignore[union-attr]
-        pytest.skip("no loops in C here")
-    return found
+    return there(loops())
 
 
 def quantized(rows: int, kind: str = "nf4", nested: bool = False, block: int = 64, **more: Any) -> tuple[Tensor, Any]:

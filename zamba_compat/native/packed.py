@@ -5,13 +5,9 @@ from __future__ import annotations
 import ctypes
 import mmap
 from contextlib import suppress
-from functools import cache
 from typing import TYPE_CHECKING
 
-from zamba_compat.settings import setting
-
-from . import library
-from .team import Team, team
+from .team import Team, available, team
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -121,10 +117,4 @@ def _room(size: int) -> Tensor:
 
 def loops() -> Loops | None:
     """The loops; None where they cannot be had, or are switched off."""
-    return _loaded() if setting("native") else None
-
-
-@cache
-def _loaded() -> Loops | None:
-    found = library()
-    return Loops(found) if found is not None and found.zamba_compat_packed_kind() and team() is not None else None
+    return available("packed", Loops)

@@ -1,12 +1,19 @@
-"""PyTorch's own threads for loops in C, as team.h has them."""
+"""PyTorch's own threads for loops in C, as team.h has them; and the loops that run in them."""
 
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any, TypeVar
+
+from zamba_compat.settings import setting
+
+from . import library
 
 _pointer = ctypes.c_void_p
+_Loops = TypeVar("_Loops")
 
 
 class Team(ctypes.Structure):
@@ -33,3 +40,16 @@ def _functions() -> tuple[ctypes.c_void_p, ...] | None:
     except (OSError, AttributeError):
         return None
     return tuple(ctypes.cast(function, _pointer) for function in names)
+
+
+def available(kind: str, make: Callable[[ctypes.CDLL], _Loops]) -> _Loops | None:
+    """What `make` makes of the library, once; None where its loops of a kind cannot be had, or are switched off."""
+    made: _Loops | None = _made(kind, make) if setting("native") else None
+    return made
+
+
+@cache
+def _made(kind: str, make: Callable[[ctypes.CDLL], Any]) -> Any:
+    found = library()
+    runs = found is not None and getattr(found, f"zamba_compat_{kind}_kind")() and team() is not None
+    return make(found) if found is not None and runs else None

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import math
-from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
-from zamba_compat.settings import setting
-
-from . import library
-from .team import Team, team
+from .team import Team, available, team
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -144,10 +140,4 @@ def _numbers(tensor: Tensor | None) -> _Numbers:
 
 def loop() -> Loop | None:
     """The loop; None where it cannot be had, or is switched off."""
-    return _loaded() if setting("native") else None
-
-
-@cache
-def _loaded() -> Loop | None:
-    found = library()
-    return Loop(found) if found is not None and found.zamba_compat_token_kind() and team() is not None else None
+    return available("token", Loop)

@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from support.native import there
 from zamba_compat import configure
-from zamba_compat.native import kernels, packed
+from zamba_compat.native import packed
 from zamba_compat.native.packed import CHUNK, Loops, Packed
 
 COLUMNS = 3 * CHUNK
@@ -19,12 +20,7 @@ COLUMNS = 3 * CHUNK
 
 @pytest.fixture
 def loops() -> Loops:
-    """The loops. Where those over bfloat16 are there, on x86, these are too."""
-    found = packed.loops()
-    if found is None:
-        assert kernels() is None or kernels().kind == "neon"  # type: ignore[union-attr]
-        pytest.skip("no loops in C here")
-    return found
+    return there(packed.loops())
 
 
 def normal(rows: int, columns: int = COLUMNS) -> Tensor:
