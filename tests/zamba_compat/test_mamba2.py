@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from support import reference
@@ -516,6 +517,17 @@ def test_one_token_by_the_loop_in_c(
     assert len(seen) == 12
     torch.testing.assert_close(torch.cat(outputs, 1).double(), wanted, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(ssm_state.double(), wanted_ssm, rtol=1e-4, atol=1e-5)
+
+
+def test_tensors_without_memory_are_not_for_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As those are that tracing runs a model with, to learn its shapes: on a CPU, by what they say."""
+    mixer = Mixer().float()
+    monkeypatch.setattr(Loop, "step", lambda *args, **kwargs: pytest.fail("there is nothing to read"))
+    with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
+        u = torch.randn(1, 8, HIDDEN)
+        _, conv_state, ssm_state = mixer_forward(mixer, u[:, :7])
+        output, *_ = mixer_forward(mixer, u[:, 7:], conv_state=conv_state, ssm_state=ssm_state, overwrite=True)
+    assert output.shape == (1, 1, HIDDEN)
 
 
 def test_another_activation_is_not_for_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -106,7 +106,7 @@ def fits(
 ) -> bool:
     """Whether `Loop.step` takes these: shapes that go together, contiguous on a CPU, of dtypes that it knows.
 
-    norm_group: None without a norm.
+    Other types than plain tensors may have no memory to read. norm_group: None without a norm.
     """
     import torch
 
@@ -128,7 +128,10 @@ def fits(
         and earlier.dtype == projected.dtype
         and state.dtype == torch.float32
         and all(
-            tensor.dtype in kinds and tensor.device.type == "cpu" and tensor.is_contiguous()
+            type(tensor) in (torch.Tensor, torch.nn.Parameter)
+            and tensor.dtype in kinds
+            and tensor.device.type == "cpu"
+            and tensor.is_contiguous()
             for tensor in (*(t for t in weights if t is not None), projected, earlier, state)
         )
     )
