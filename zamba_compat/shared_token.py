@@ -1,7 +1,8 @@
-"""A token's way through a shared block: which of PyTorch's functions are others on it, and when.
+"""The way through a shared block: which of PyTorch's functions are others on it, and when.
 
-Products go through copies of the weights (`packed_blocks`), attention through a loop in C (`one_query`), and keys and
-values grow in place (`growing`). Each computes what PyTorch does; each knows where it has to be PyTorch's own.
+For a token, products go through copies of the weights (`packed_blocks`), attention through a loop in C (`one_query`),
+and keys and values grow in place (`growing`); for a prompt, q, k and v are put together (`embedding_half`). Each
+computes what PyTorch does; each knows where it has to be PyTorch's own.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import torch  # noqa: TID253
 import torch.nn.functional as F  # noqa: TID253
 from torch import Tensor  # noqa: TID253
 
-from . import growing, one_query, packed_blocks
+from . import embedding_half, growing, one_query, packed_blocks
 from .linears import Handler
 
 # Tokens from which on attention alone is worth that every function of PyTorch passes by here, which in NF4 are many.
@@ -39,4 +40,7 @@ def handlers(layer: Any, hidden: Tensor, embedding: Tensor, cache: Any) -> dict[
             found[torch.cat] = growing.joined
     if F.linear not in found:
         packed_blocks.prompted(layer)
+        products = None if torch.is_grad_enabled() else embedding_half.products(layer, hidden, embedding)
+        if products is not None:
+            found[F.linear] = products
     return found

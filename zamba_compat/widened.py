@@ -19,6 +19,7 @@ from .linears import SHORT, Linears, onednn_on_x86
 
 FEWEST = 4  # rows; for fewer, reading the weight once costs more than the products
 _PART = 1 << 20  # numbers of a weight that are copied at a time
+_WEIGHT_FIRST = 256  # rows; up to so many, the part of the weight as the left matrix is a tenth to a half faster
 
 
 def gains(dtype: torch.dtype, device: str, rows: int) -> bool:
@@ -80,8 +81,12 @@ def by_parts(
         some = slice(start, min(start + step, features))
         part = buffers.take("widened weight", x, some.stop - start, width, dtype=torch.float32)
         wide_part(start, part)
-        result = buffers.take("widened product", x, rows, len(part), dtype=torch.float32)
-        torch.mm(wide, part.T, out=result)
+        if rows <= _WEIGHT_FIRST:
+            turned = buffers.take("widened product", x, len(part), rows, dtype=torch.float32)
+            result = torch.mm(part, wide.T, out=turned).T
+        else:
+            result = buffers.take("widened product", x, rows, len(part), dtype=torch.float32)
+            torch.mm(wide, part.T, out=result)
         if bias is not None:
             result.add_(bias[some])
         out[:, some] = result

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from zamba_compat import growing, packed_blocks, shared_token
+from zamba_compat import embedding_half, growing, packed_blocks, shared_token
 
 
 class Cache:
@@ -43,6 +43,9 @@ def test_what_gains(products: list[str], monkeypatch: pytest.MonkeyPatch) -> Non
         assert found(1, Cache(shared_token.FEWEST)) == {F.scaled_dot_product_attention}
         assert found(3, Cache(growing.FEWEST)) == {torch.cat}
         assert products.count("prompted") == 3
+        monkeypatch.setattr(embedding_half, "products", lambda *given: len)
+        assert found(3, None) == {F.linear}
+    assert found(3, None) == set(), "gradients"
 
 
 def test_what_does_not(products: list[str]) -> None:
