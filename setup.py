@@ -8,6 +8,9 @@ from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
+SOURCES = ("attention", "kernels", "packed", "quantized", "rows", "token")
+HEADERS = ("avx2", "bfloat16", "export", "rows", "team")
+
 
 class SharedLibrary(build_ext):
     """A plain shared library: it is loaded by its name, and knows nothing of Python."""
@@ -27,10 +30,10 @@ setup(
     ext_modules=[
         Extension(
             "zamba_compat.native._kernels",
-            [f"zamba_compat/native/{name}.c" for name in ("attention", "kernels", "packed", "quantized", "token")],
+            [f"zamba_compat/native/{name}.c" for name in SOURCES],
             extra_compile_args=["-O3", "-ffp-contract=off", "-fvisibility=hidden"],
             libraries=["m"],
-            depends=[f"zamba_compat/native/{name}.h" for name in ("avx2", "bfloat16", "export", "team")],
+            depends=[f"zamba_compat/native/{name}.h" for name in HEADERS],
             optional=True,
         )
     ],

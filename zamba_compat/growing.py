@@ -17,7 +17,7 @@ from torch.utils.weak import WeakIdKeyDictionary  # noqa: TID253
 from .mamba2_inference import can_overwrite
 
 TOKENS = 2  # the dimension that grows, of [batch, heads, tokens, head_dim]
-FEWEST = 1024  # tokens from which on it gains
+FEWEST = 64  # tokens from which on it gains
 _SPARE = 32  # tokens of room at least, or an eighth of those there are
 
 

@@ -26,6 +26,7 @@ import torch.nn.functional as F  # noqa: TID253
 from torch import Tensor  # noqa: TID253
 
 from . import mamba2_inference as inference
+from . import mixer_token
 from .blocked import BLOCK, project
 
 # The result does not depend on the length of a chunk. Shorter than the usual 256 is faster on a CPU and takes
@@ -208,12 +209,16 @@ def _mix(
     """`mixer_forward` for tokens in an order in which padding does no harm."""
     inner, heads = mixer.intermediate_size, mixer.num_heads
     bc_size = mixer.n_groups * mixer.ssm_state_size
+    given = hidden_states, conv_state, ssm_state, overwrite
+    is_token = conv_state is not None and hidden_states.shape[1] == 1 and kept is None
+    found = _token(mixer, mixer_token.whole, *given) if is_token else None
+    if found is not None:
+        return found
     projected = project(mixer.in_proj, hidden_states, "in_proj")
-    if conv_state is not None and ssm_state is not None and projected.shape[1] == 1 and kept is None:
-        found = _token(mixer, projected, conv_state, ssm_state, overwrite)
-        if found is not None:
-            y, conv_state, ssm_state = found
-            return mixer.out_proj(y.to(hidden_states.dtype)), conv_state, ssm_state
+    found = _token(mixer, mixer_token.between, projected, *given[1:]) if is_token else None
+    if found is not None:
+        y, conv_state, ssm_state = found
+        return mixer.out_proj(y.to(hidden_states.dtype)), conv_state, ssm_state
     gate, xbc, dt = torch.split(projected, [inner, inner + 2 * bc_size, heads], -1)
     dtype = torch.promote_types(hidden_states.dtype, torch.float32)
     with _no_autocast(hidden_states.device.type), _loaded(mixer.conv1d):
@@ -234,14 +239,15 @@ def _mix(
 
 
 def _token(
-    mixer: Any, projected: Tensor, conv_state: Tensor, ssm_state: Tensor, overwrite: bool
-) -> tuple[Tensor, Tensor, Tensor] | None:
-    """One token with a past, where a loop in C takes it: y and both states."""
-    if torch.is_grad_enabled() or not _known(projected):
+    mixer: Any, loop: Any, x: Tensor, conv_state: Tensor | None, ssm_state: Tensor | None, overwrite: bool
+) -> mixer_token.States | None:
+    """One token with a past, where a loop in C takes it."""
+    if torch.is_grad_enabled() or not _known(x):
         return None
     with _loaded(mixer.conv1d), _loaded(mixer.norm):
         limit = time_step_limit(mixer.config)
-        return inference.token(mixer, projected, conv_state, ssm_state, limit=limit, overwrite=overwrite)
+        found: mixer_token.States | None = loop(mixer, x, conv_state, ssm_state, limit=limit, overwrite=overwrite)
+        return found
 
 
 def _with_gradients(

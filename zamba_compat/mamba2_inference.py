@@ -17,8 +17,6 @@ from torch import Tensor  # noqa: TID253
 
 from .blocked import is_only_placed, is_unwatched
 from .buffers import buffers
-from .native import token as native
-from .native.token import loop
 
 Finish = Callable[[Tensor, Tensor, Tensor], None]
 
@@ -121,59 +119,6 @@ def _token(
     return y.addcmul_(x, weights.D[:, None]).view(batch, -1)
 
 
-def token(
-    mixer: Any,
-    projected: Tensor,
-    conv_state: Tensor,
-    ssm_state: Tensor,
-    *,
-    limit: tuple[float, float] | None,
-    overwrite: bool,
-) -> tuple[Tensor, Tensor, Tensor] | None:
-    """One token of every row through a mixer with a past, by the loop in C; None where it does not take that.
-
-    projected: [batch, 1, ...], what in_proj made of the token. The states as `mamba2.mixer_forward` has them.
-    Returns y [batch, 1, inner] and both states.
-    """
-    found = loop()
-    norm, has_norm = mixer.norm, _is_plain_norm(mixer.norm)
-    if found is None or not isinstance(mixer.act, torch.nn.SiLU):
-        return None
-    weights = native.Weights(
-        mixer.conv1d.weight[:, 0],
-        mixer.conv1d.bias,
-        mixer.dt_bias,
-        mixer.A_log,
-        mixer.D,
-        norm.weight if has_norm else None,
-    )
-    rows, group = projected[:, 0], norm.group_size if has_norm else None
-    if not native.fits(weights, rows, mixer.n_groups, conv_state, ssm_state, group):
-        return None
-    later = conv_state
-    if not (overwrite and can_overwrite(conv_state) and can_overwrite(ssm_state)):
-        later, ssm_state = torch.empty_like(conv_state), ssm_state.clone()
-    room = buffers.take("token", projected, *conv_state.shape[:2], dtype=torch.float32)
-    out = projected.new_empty(len(rows), 1, mixer.intermediate_size)
-    sizes = {"norm_group": group, "epsilon": norm.variance_epsilon} if has_norm else {}
-    found.step(
-        weights,
-        rows,
-        groups=mixer.n_groups,
-        earlier=conv_state,
-        later=later,
-        state=ssm_state,
-        room=room,
-        out=out,
-        limit=limit,
-        **sizes,
-    )
-    if not has_norm:
-        inner = mixer.intermediate_size
-        gated_norm(norm)(room[:, :inner].contiguous(), rows[:, :inner], out[:, 0])
-    return out, later, ssm_state
-
-
 class _Window:
     """The convolution's inputs of one row, with the few before a chunk that it still reaches."""
 
@@ -254,7 +199,7 @@ def _chunk(weights: Weights, convolved: Tensor, dt: Tensor, *, groups: int, stat
 
 def gated_norm(norm: Any) -> Finish:
     """What a mixer's norm does to y and gate, in place where it is transformers' own and nothing watches it."""
-    if not _is_plain_norm(norm):
+    if not is_plain_norm(norm):
 
         def call(y: Tensor, gate: Tensor, out: Tensor) -> None:
             out.copy_(norm(y, gate))
@@ -272,5 +217,5 @@ def gated_norm(norm: Any) -> Finish:
     return apply
 
 
-def _is_plain_norm(norm: Any) -> bool:
+def is_plain_norm(norm: Any) -> bool:
     return type(norm).__name__ == "Zamba2RMSNormGated" and (is_unwatched(norm) or is_only_placed(norm))

@@ -1,46 +1,60 @@
 """The way through a shared block: which of PyTorch's functions are others on it, and when.
 
-For a token, products go through copies of the weights (`packed_blocks`), attention through a loop in C (`one_query`),
+For a token, products go through copies of the weights (`block_token`), attention through a loop in C (`one_query`),
 and keys and values grow in place (`growing`); for a prompt, q, k and v are put together (`embedding_half`). Each
 computes what PyTorch does; each knows where it has to be PyTorch's own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch  # noqa: TID253
 import torch.nn.functional as F  # noqa: TID253
 from torch import Tensor  # noqa: TID253
 
-from . import embedding_half, growing, one_query, packed_blocks
-from .linears import Handler
+from . import block_token, embedding_half, growing, one_query, packed_blocks
+from .block_token import Token, running
+from .linears import Handler, Instead
 
 # Tokens from which on attention alone is worth that every function of PyTorch passes by here, which in NF4 are many.
 FEWEST = 512
+FEWEST_GROWING = 1024  # and keys and values that grow
 
 
-def handlers(layer: Any, hidden: Tensor, embedding: Tensor, cache: Any) -> dict[Callable[..., Any], Handler]:
-    """For `linears.Instead`, what a call of a Zamba2AttentionDecoderLayer gains from; empty where nothing.
+@contextmanager
+def within(layer: Any, hidden: Tensor, embedding: Tensor, cache: Any) -> Iterator[None]:
+    """Around a call of a Zamba2AttentionDecoderLayer.
 
     hidden, embedding: [batch, tokens, hidden_size], what it is called with. cache: the one of this generation, or None.
     """
-    if hidden.device.type != "cpu" or torch.compiler.is_compiling():
-        return {}
+    token, found = _gains(layer, hidden, embedding, cache)
+    with running(token), Instead(found) if found else nullcontext():
+        yield
+
+
+def _gains(
+    layer: Any, hidden: Tensor, embedding: Tensor, cache: Any
+) -> tuple[Token | None, dict[Callable[..., Any], Handler]]:
+    """What takes the token's products, and which functions are others."""
     found: dict[Callable[..., Any], Handler] = {}
+    token: Token | None = None
+    if hidden.device.type != "cpu" or torch.compiler.is_compiling():
+        return token, found
     if not torch.is_grad_enabled() and cache is not None:
-        products = packed_blocks.products(layer, hidden, embedding, cache)
-        if products is not None:
-            found[F.linear] = products
+        token = block_token.token_of(layer, hidden, embedding, cache)
+        if token is not None:
+            found[F.linear] = token.linear
         before = int(cache.get_seq_length())
-        if hidden.shape[1] == 1 and (products is not None or before >= FEWEST):
+        if hidden.shape[1] == 1 and (token is not None or before >= FEWEST):
             found[F.scaled_dot_product_attention] = one_query.attention
-        if before >= growing.FEWEST:
+        if before >= (FEWEST_GROWING if token is None else growing.FEWEST):
             found[torch.cat] = growing.joined
-    if F.linear not in found:
+    if token is None:
         packed_blocks.prompted(layer)
         products = None if torch.is_grad_enabled() else embedding_half.products(layer, hidden, embedding)
         if products is not None:
             found[F.linear] = products
-    return found
+    return token, found

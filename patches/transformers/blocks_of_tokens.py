@@ -18,19 +18,20 @@ MODULE = "transformers.models.zamba2.modeling_zamba2"
 
 
 def mlp_forward(original: Any) -> Any:
-    def forward(self: Any, hidden_state: Any, layer_idx: Any = None) -> Any:
-        from zamba_compat.blocked import is_long, mlp_forward
+    from zamba_compat.block_token import running_mlp
+    from zamba_compat.blocked import is_long, mlp_forward
 
-        result = mlp_forward(self, hidden_state, layer_idx) if is_long(hidden_state) else None
+    def forward(self: Any, hidden_state: Any, layer_idx: Any = None) -> Any:
+        result = (mlp_forward if is_long(hidden_state) else running_mlp)(self, hidden_state, layer_idx)
         return original(self, hidden_state, layer_idx) if result is None else result
 
     return forward
 
 
 def norm_forward(original: Any) -> Any:
-    def forward(self: Any, hidden_states: Any) -> Any:
-        from zamba_compat.blocked import is_long, is_plain_norm, rms_norm
+    from zamba_compat.blocked import is_long, is_plain_norm, rms_norm
 
+    def forward(self: Any, hidden_states: Any) -> Any:
         if is_long(hidden_states) and is_plain_norm(self, hidden_states):
             return rms_norm(self, hidden_states)
         return original(self, hidden_states)

@@ -19,17 +19,13 @@ from zamba_compat.adapters import Adapter
 
 
 def forward(original: Any) -> Any:
+    from zamba_compat.shared_token import within
+
     def forward(
         self: Any, hidden_states: Any, original_hidden_states: Any, layer_idx: Any, *args: Any, **kwargs: Any
     ) -> Any:
-        from zamba_compat.linears import Instead
-        from zamba_compat.shared_token import handlers
-
         given = hidden_states, original_hidden_states
-        found = handlers(self, *given, kwargs.get("past_key_values", kwargs.get("past_key_value")))
-        if not found:
-            return original(self, *given, layer_idx, *args, **kwargs)
-        with Instead(found):
+        with within(self, *given, kwargs.get("past_key_values", kwargs.get("past_key_value"))):
             return original(self, *given, layer_idx, *args, **kwargs)
 
     return forward

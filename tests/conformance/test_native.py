@@ -32,11 +32,19 @@ def decoded(model: Any, ids: Tensor) -> Tensor:
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """How often each loop runs."""
-    from zamba_compat.native import attention, packed, token
+    from zamba_compat.native import attention, packed, rows, token
 
-    if packed.loops() is None or token.loop() is None or attention.loop() is None:
+    if packed.loops() is None or token.loop() is None or attention.loop() is None or rows.loop() is None:
         pytest.skip("no loops in C here")
-    seen = {"product": 0, "step": 0, "attend": 0}
+    loops = {
+        "product": (packed.Loops, "product"),
+        "token": (packed.Loops, "token"),
+        "step": (token.Loop, "step"),
+        "whole": (token.Loop, "whole"),
+        "attend": (attention.Loop, "attend"),
+        "row": (rows.Loop, "product"),
+    }
+    seen = dict.fromkeys(loops, 0)
 
     def watched(original: Any, name: str) -> Any:
         def run(*args: Any, **kwargs: Any) -> Any:
@@ -45,8 +53,8 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
 
         return run
 
-    for kind, name in ((packed.Loops, "product"), (token.Loop, "step"), (attention.Loop, "attend")):
-        monkeypatch.setattr(kind, name, watched(getattr(kind, name), name))
+    for name, (kind, method) in loops.items():
+        monkeypatch.setattr(kind, method, watched(getattr(kind, method), name))
     return seen
 
 
@@ -61,15 +69,21 @@ def test_one_token_at_a_time(pattern: str, dtype: torch.dtype, counted: dict[str
     wanted = synthetic.forward(state, case.config, case.ids)[:, PROMPT:]
     got, tokens = decoded(model, case.ids), case.ids.shape[1] - PROMPT
     mixers, uses = len(model.model.layers), len(synthetic.hybrid_layers(case.config))
-    assert counted["step"] == mixers * tokens
     if dtype == torch.float32:
         assert_close(got, wanted)
-        assert counted["product"] == 0
+        assert counted == {**dict.fromkeys(counted, 0), "step": mixers * tokens}
         return
-    assert counted["attend"] == uses * tokens
-    # From the second token on, whose embedding's half of q, k and v is one product more for each block.
     blocks = len({layer.shared_transformer.self_attn.q_proj.weight.data_ptr() for layer in hybrid(model)})
-    assert counted["product"] == (6 * uses + 3 * blocks) * (tokens - 1)
+    adapters = 6 if case.config["use_shared_attention_adapter"] else 0
+    assert counted == {
+        "step": 0,
+        "whole": mixers * tokens,
+        "attend": uses * tokens,
+        # From the second token on, whose embedding's half of q, k and v is one product more for each block.
+        "token": 6 * uses * (tokens - 1),
+        "product": 3 * blocks * (tokens - 1),
+        "row": adapters * uses * tokens + 2 * uses,  # of the feed-forward part only as long as there is no copy
+    }
     configure(native=False)
     try:
         others = relative(decoded(model, case.ids), wanted)
@@ -85,14 +99,14 @@ def hybrid(model: Any) -> list[Any]:
 @pytest.mark.parametrize("pattern", ["1.2B", "2.7B"])
 def test_keys_and_values_that_grow_in_place(pattern: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Token by token, several at once, and on from an earlier point of the same cache's past."""
-    from zamba_compat import growing
+    from zamba_compat import growing, shared_token
 
     case = make_case(pattern, length=46)
     model = load(synthetic.write_checkpoint(tmp_path / "model", case.state, case.config))
     plain = decoded(model, case.ids)
     assert_close(plain, case.logits[:, PROMPT:])
     seen, joined = [], growing.joined
-    monkeypatch.setattr(growing, "FEWEST", 0)
+    monkeypatch.setattr(shared_token, "FEWEST_GROWING", 0)
     monkeypatch.setattr(growing, "joined", lambda *args, **kwargs: seen.append(joined(*args, **kwargs)) or seen[-1])
     first = forward(model, case.ids[:, :PROMPT])
     several = continued(model, case.ids[:, PROMPT : PROMPT + 5], first.past_key_values, PROMPT)

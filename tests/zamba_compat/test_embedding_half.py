@@ -12,9 +12,10 @@ from torch import Tensor
 
 import zamba_compat  # noqa: F401
 from support import synthetic
+from support.tokens import model_of, narrow, off, shared_layers
 from zamba_compat import embedding_half
 
-transformers = pytest.importorskip("transformers", minversion="4.49")
+pytest.importorskip("transformers", minversion="4.49")
 LENGTH = 80
 
 
@@ -25,9 +26,7 @@ def case(request: pytest.FixtureRequest) -> synthetic.Case:
 
 @pytest.fixture
 def model(case: synthetic.Case, tmp_path: Path) -> Any:
-    state = {name: tensor.bfloat16() for name, tensor in case.state.items()}
-    directory = synthetic.write_checkpoint(tmp_path / "model", state, case.config)
-    return transformers.AutoModelForCausalLM.from_pretrained(directory, torch_dtype=torch.bfloat16).eval()
+    return model_of(case, tmp_path / "model")
 
 
 @pytest.fixture
@@ -44,18 +43,10 @@ def halves(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return rows
 
 
-def layers(model: Any) -> list[Any]:
-    return [layer.shared_transformer for layer in model.model.layers if hasattr(layer, "shared_transformer")]
-
-
 @torch.no_grad()
 def run(model: Any, ids: Tensor) -> Tensor:
     logits: Tensor = model(ids).logits
     return logits
-
-
-def off(found: Tensor, wanted: Tensor) -> float:
-    return float((found.double() - wanted).norm() / wanted.norm())
 
 
 def without(model: Any, ids: Tensor, monkeypatch: pytest.MonkeyPatch) -> Tensor:
@@ -68,11 +59,10 @@ def test_a_prompt_is_no_further_off(
     case: synthetic.Case, model: Any, halves: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """From the float64 reference, than with whole products; a batch has a scale for each of its rows."""
-    state = {name: tensor.bfloat16() for name, tensor in case.state.items()}
     ids = torch.cat([case.ids, case.ids.flip(1)])
-    wanted = synthetic.forward(state, case.config, ids)
+    wanted = synthetic.forward(narrow(case.state), case.config, ids)
     found = run(model, ids)
-    assert halves == [2 * LENGTH] * 3 * len(layers(model))
+    assert halves == [2 * LENGTH] * 3 * len(shared_layers(model))
     assert off(found, wanted) < 1.2 * off(without(model, ids, monkeypatch), wanted) < 0.05
     gc.collect()
     assert not len(embedding_half._products), "nothing outlives its prompt"
@@ -94,7 +84,7 @@ def test_the_half_counts(
         monkeypatch.setattr(embedding_half._Known, "__init__", wrong)
     else:
         monkeypatch.setattr(embedding_half._Normed, "makes", lambda *given: True)
-        for layer in layers(model):
+        for layer in shared_layers(model):
             layer.input_layernorm.variance_epsilon *= 1e6
     assert off(run(model, case.ids), wanted) > 0.01
 
@@ -103,7 +93,7 @@ def test_every_prompt_has_its_own(case: synthetic.Case, model: Any, monkeypatch:
     """Another text, and weights that were changed in between by a way that has no version."""
     for ids in (case.ids, case.ids.flip(1)):
         assert off(run(model, ids), without(model, ids, monkeypatch)) < 0.05
-    for layer in layers(model):
+    for layer in shared_layers(model):
         layer.self_attn.q_proj.weight.data.mul_(-1)
         layer.input_layernorm.weight.data.mul_(1.5)
     assert off(run(model, case.ids), without(model, case.ids, monkeypatch)) < 0.05
@@ -111,7 +101,7 @@ def test_every_prompt_has_its_own(case: synthetic.Case, model: Any, monkeypatch:
 
 def test_another_input_than_the_norms(case: synthetic.Case, model: Any, halves: list[int]) -> None:
     """A class that was given another forward is seen only by what it computes."""
-    kind = type(layers(model)[0].self_attn)
+    kind = type(shared_layers(model)[0].self_attn)
     forward = kind.forward
 
     def doubled(self: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -125,7 +115,7 @@ def test_another_input_than_the_norms(case: synthetic.Case, model: Any, halves: 
 
 @pytest.mark.parametrize("of", ["self_attn", "input_layernorm", "self_attn.q_proj"])
 def test_a_module_that_is_watched(case: synthetic.Case, model: Any, halves: list[int], of: str) -> None:
-    hooks = [layer.get_submodule(of).register_forward_hook(lambda *given: None) for layer in layers(model)]
+    hooks = [layer.get_submodule(of).register_forward_hook(lambda *given: None) for layer in shared_layers(model)]
     run(model, case.ids)
     assert not halves
     for hook in hooks:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 import zamba_compat  # noqa: F401
 from support import synthetic
+from support.tokens import blocks, decode, model_of, narrow, off, prompt, run, shared_layers
 from zamba_compat import configure, packed_blocks
 from zamba_compat.native import packed
 
@@ -31,9 +32,7 @@ def case(request: pytest.FixtureRequest) -> synthetic.Case:
 
 @pytest.fixture
 def model(case: synthetic.Case, tmp_path: Path) -> Any:
-    state = {name: tensor.bfloat16() for name, tensor in case.state.items()}
-    directory = synthetic.write_checkpoint(tmp_path / "model", state, case.config)
-    return transformers.AutoModelForCausalLM.from_pretrained(directory, torch_dtype=torch.bfloat16).eval()
+    return model_of(case, tmp_path / "model")
 
 
 @pytest.fixture
@@ -43,16 +42,10 @@ def native() -> Iterator[Any]:
     configure(native=None)
 
 
-def blocks(model: Any) -> list[Any]:
-    layers = [layer.shared_transformer for layer in model.model.layers if hasattr(layer, "shared_transformer")]
-    return list({layer.self_attn.q_proj.weight.data_ptr(): layer for layer in layers}.values())
-
-
 def replace_weights(model: Any) -> None:
     """By others of the same content, which are tied as they were."""
-    layers = [layer.shared_transformer for layer in model.model.layers if hasattr(layer, "shared_transformer")]
     new: dict[int, torch.nn.Parameter] = {}
-    for module in (layer.get_submodule(name) for layer in layers for name in WEIGHTS):
+    for module in (layer.get_submodule(name) for layer in shared_layers(model) for name in WEIGHTS):
         before = module.weight
         if id(before) not in {id(one) for one in new.values()}:
             other = torch.nn.Parameter(before.detach().clone(), requires_grad=False)
@@ -69,28 +62,9 @@ def copies(model: Any) -> list[Any]:
     return [() if one is None else one._parts for one in known]
 
 
-@torch.no_grad()
-def prompt(model: Any, ids: Tensor, cache: Any = None) -> Any:
-    return model(ids, past_key_values=cache, use_cache=True)
-
-
-def decode(model: Any, ids: Tensor, start: int, cache: Any) -> Tensor:
-    """Logits of the tokens from `start` on, one by one."""
-    return torch.cat([prompt(model, ids[:, i : i + 1], cache).logits for i in range(start, ids.shape[1])], 1)
-
-
-def run(model: Any, ids: Tensor, start: int = 20) -> Tensor:
-    return decode(model, ids, start, prompt(model, ids[:, :start]).past_key_values)
-
-
-def off(found: Tensor, wanted: Tensor) -> float:
-    return float((found.double() - wanted).norm() / wanted.norm())
-
-
 def test_tokens_are_no_further_off(case: synthetic.Case, model: Any, native: Any) -> None:
     """From the float64 reference, than PyTorch's products are; and each of the products went through a copy."""
-    state = {name: tensor.bfloat16() for name, tensor in case.state.items()}
-    wanted = synthetic.forward(state, case.config, case.ids)[:, 20:]
+    wanted = synthetic.forward(narrow(case.state), case.config, case.ids)[:, 20:]
     with_copies = run(model, case.ids)
     assert all(copies(model)) and len(copies(model)) == 6 * case.config["num_mem_blocks"]
     native(False)
@@ -106,31 +80,6 @@ def test_every_weight_counts(case: synthetic.Case, model: Any, name: str, monkey
     made._parts = tuple(packed.loops().pack(part) for part in made._split(-weight.detach()))  # type: ignore[union-attr]
     monkeypatch.setattr(packed_blocks.Copy, "_still", lambda *given: True)
     assert off(run(model, case.ids), wanted) > 0.01
-
-
-def test_the_embeddings_half_is_computed_once_a_token(
-    case: synthetic.Case, model: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run(model, case.ids)
-    seen = []
-    times = packed_blocks._times
-    monkeypatch.setattr(packed_blocks, "_times", lambda found, part, x: seen.append(part) or times(found, part, x))
-    run(model, case.ids[:, :29], 28)
-    halves = [part for made in copies(model) for part in made[1:]]
-    assert len(halves) == 3 * len(blocks(model))
-    assert all(seen.count(half) == 1 for half in halves)
-    uses = len(synthetic.hybrid_layers(case.config))
-    assert len(seen) == 6 * uses + len(halves)
-
-
-def test_what_a_norm_was_made_to_say_is_not_taken_apart(case: synthetic.Case, model: Any, native: Any) -> None:
-    """With a hook that changes the norm's result the whole product is computed."""
-    for block in blocks(model):
-        block.input_layernorm.register_forward_hook(lambda module, given, found: found.roll(1, -1))
-    changed = run(model, case.ids)
-    assert all(copies(model))
-    native(False)
-    assert off(changed, run(model, case.ids).double()) < 0.02
 
 
 def test_copies_are_made_at_the_second_token_and_go_with_the_weights(case: synthetic.Case, model: Any) -> None:
@@ -245,14 +194,6 @@ def test_in_several_threads(case: synthetic.Case, model: Any) -> None:
     with ThreadPoolExecutor(4) as pool:
         for found in pool.map(lambda _: run(model, case.ids), range(8)):
             assert off(found, wanted.double()) < 0.02  # the other products may take another kernel in a thread
-
-
-def test_a_cache_that_cannot_be_told_again(case: synthetic.Case, model: Any) -> None:
-    layer, one = blocks(model)[0], torch.zeros(1, 1, 64, dtype=torch.bfloat16)
-    with torch.no_grad():
-        assert packed_blocks.products(layer, one, one, object.__new__(type("Cache", (), {}))) is not None
-        assert packed_blocks.products(layer, one, one, ((one, one),)) is None
-        assert packed_blocks.products(layer, one, one, None) is None
 
 
 def test_where_nothing_is_copied(case: synthetic.Case, model: Any, native: Any) -> None:

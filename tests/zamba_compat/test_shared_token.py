@@ -8,7 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from zamba_compat import embedding_half, growing, packed_blocks, shared_token
+from zamba_compat import block_token, embedding_half, growing, packed_blocks, shared_token
+
+
+class Token:
+    linear = len
 
 
 class Cache:
@@ -23,25 +27,25 @@ class Cache:
 def products(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What the layer's weights were asked for; they have copies."""
     seen: list[str] = []
-    monkeypatch.setattr(packed_blocks, "products", lambda *given: seen.append("products") or len)
+    monkeypatch.setattr(block_token, "token_of", lambda *given: seen.append("token") or Token())
     monkeypatch.setattr(packed_blocks, "prompted", lambda layer: seen.append("prompted"))
     return seen
 
 
 def found(tokens: int, cache: Any, **options: Any) -> set[Any]:
     hidden = torch.empty(1, tokens, 4, **options)
-    return set(shared_token.handlers(None, hidden, hidden, cache))
+    return set(shared_token._gains(None, hidden, hidden, cache)[1])
 
 
 def test_what_gains(products: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     with torch.no_grad():
         assert found(1, Cache(1)) == {F.linear, F.scaled_dot_product_attention}
         assert found(1, Cache(growing.FEWEST)) == {F.linear, F.scaled_dot_product_attention, torch.cat}
-        monkeypatch.setattr(packed_blocks, "products", lambda *given: None)
-        assert products == ["products"] * 2
+        monkeypatch.setattr(block_token, "token_of", lambda *given: None)
+        assert products == ["token"] * 2
         assert found(1, Cache(1)) == set()
         assert found(1, Cache(shared_token.FEWEST)) == {F.scaled_dot_product_attention}
-        assert found(3, Cache(growing.FEWEST)) == {torch.cat}
+        assert found(3, Cache(shared_token.FEWEST_GROWING)) == {torch.cat}
         assert products.count("prompted") == 3
         monkeypatch.setattr(embedding_half, "products", lambda *given: len)
         assert found(3, None) == {F.linear}

@@ -7,24 +7,16 @@
  * within seven of the largest. A code of four bits says which: the sign, and 1 to 7 above the row's base, or 0 for zero.
  * The low byte stays. The few weights that are smaller are zero there, and listed beside.
  */
-#include "bfloat16.h"
-#include "team.h"
+#include "rows.h"
 
 #if !defined(__x86_64__)
 EXPORT int zamba_compat_packed_kind(void) { return 0; }
 #else
-#include "avx2.h"
-
 EXPORT int zamba_compat_packed_kind(void) { return has_avx2(); }
 
 #define CHUNK 64   /* weights of a row that are packed together */
 #define BYTES 96   /* of a chunk: 64 low ones, then the codes, those of its second half in the high nibbles */
 #define LEVELS 7u  /* that a code can tell apart */
-
-typedef struct {
-    const bfloat16 *data; /* [rows, columns] */
-    size_t stride, rows, columns;
-} Matrix;
 
 /* Of row r the weights number offset[r] to offset[r + 1] are listed: columns and values. */
 typedef struct {
@@ -38,8 +30,13 @@ typedef struct {
 typedef struct {
     const Matrix *matrix;
     const Packed *packed;
-    const float *x; /* [columns] */
-    float *y;       /* [rows] */
+    const float *x;    /* [columns] */
+    const float *plus; /* [rows], or null */
+    float times;
+    const Matrix *up; /* of an adapter, or null */
+    const float *low; /* what its first matrix made of x, turned */
+    float *y;         /* [rows], or null where it goes to `out` */
+    bfloat16 *out;    /* [rows] */
     int differs;
 } Job;
 
@@ -135,7 +132,12 @@ AVX2 static void multiplied(void *given, size_t first, size_t last) {
         float y = total(_mm256_add_ps(_mm256_add_ps(sums[0], sums[1]), _mm256_add_ps(sums[2], sums[3])));
         for (uint32_t at = from->offset[row]; at < from->offset[row + 1]; at++)
             y += from->value[at] * job->x[from->column[at]];
-        job->y[row] = y;
+        if (job->plus) y += job->plus[row] * job->times;
+        if (job->up) y += row_times(job->up->data + row * job->up->stride, job->low, job->up->columns);
+        if (job->y)
+            job->y[row] = y;
+        else
+            job->out[row] = rounded(y);
     }
 }
 
@@ -185,20 +187,20 @@ AVX2 static void compared(void *given, size_t first, size_t last) {
 
 /* Each row's base, and into offset[row + 1] how many of its weights are to be listed. */
 EXPORT void zamba_compat_packed_count(const Team *team, const Matrix *matrix, const Packed *packed) {
-    Job job = {matrix, packed, NULL, NULL, 0};
+    Job job = {.matrix = matrix, .packed = packed};
     spread(team, counted, &job, matrix->rows);
 }
 
 /* Everything else, with the offsets summed up. */
 EXPORT void zamba_compat_packed_fill(const Team *team, const Matrix *matrix, const Packed *to) {
-    Job job = {matrix, to, NULL, NULL, 0};
+    Job job = {.matrix = matrix, .packed = to};
     spread(team, packed, &job, matrix->rows);
 }
 
 /* Whether the matrix is still the one that was packed; rows from first to before last. */
 EXPORT int zamba_compat_packed_same(const Team *team, const Matrix *matrix, const Packed *packed, size_t first,
                                     size_t last) {
-    Job job = {matrix, packed, NULL, NULL, 0};
+    Job job = {.matrix = matrix, .packed = packed};
     if (last - first < matrix->rows)
         compared(&job, first, last);
     else
@@ -209,7 +211,25 @@ EXPORT int zamba_compat_packed_same(const Team *team, const Matrix *matrix, cons
 /* y [rows] of x [columns]; of the matrix only its sizes are looked at. */
 EXPORT void zamba_compat_packed_product(const Team *team, const Matrix *matrix, const Packed *packed, const float *x,
                                         float *y) {
-    Job job = {matrix, packed, x, y, 0};
+    Job job = {.matrix = matrix, .packed = packed, .x = x, .y = y};
+    spread(team, multiplied, &job, matrix->rows);
+}
+
+/* The same of bfloat16; and plus * times, and an adapter's up * (down * x), where they are given.
+ * x: as long as down has columns, of which the first are for the matrix. room: float32 for as many and for the rank,
+ * then bfloat16 for the rank. */
+EXPORT void zamba_compat_packed_token(const Team *team, const Matrix *matrix, const Packed *packed, const bfloat16 *x,
+                                      const float *plus, float times, const Matrix *down, const Matrix *up, float *room,
+                                      bfloat16 *y) {
+    Job job = {.matrix = matrix, .packed = packed, .x = room, .plus = plus, .times = times, .up = up, .out = y};
+    if (up) {
+        float *low = room + down->columns;
+        bfloat16 *narrow = (bfloat16 *)(low + down->rows);
+        row_product(team, down, x, room, narrow);
+        turned(narrow, down->rows, low);
+        job.low = low;
+    }
+    for (size_t i = 0; i < matrix->columns; i++) room[i] = widened(x[i]);
     spread(team, multiplied, &job, matrix->rows);
 }
 #endif

@@ -26,8 +26,13 @@ def team() -> Team | None:
     """The threads that a call may use; None where PyTorch runs on another OpenMP than GNU's."""
     import torch
 
+    return _of(torch.get_num_threads())
+
+
+@cache
+def _of(threads: int) -> Team | None:
     functions = _functions()
-    return None if functions is None else Team(*functions, torch.get_num_threads())
+    return None if functions is None else Team(*functions, threads)
 
 
 @cache
@@ -43,8 +48,15 @@ def _functions() -> tuple[ctypes.c_void_p, ...] | None:
 
 
 def available(kind: str, make: Callable[[ctypes.CDLL], _Loops]) -> _Loops | None:
-    """What `make` makes of the library, once; None where its loops of a kind cannot be had, or are switched off."""
-    made: _Loops | None = _made(kind, make) if setting("native") else None
+    """What `make` makes of the library, once; None where its loops of a kind cannot be had, or are switched off.
+
+    Also while torch.jit.trace looks on, which sees no loop in C.
+    """
+    import torch
+
+    if torch.jit.is_tracing() or not setting("native"):  # type: ignore[attr-defined,no-untyped-call]
+        return None
+    made: _Loops | None = _made(kind, make)
     return made
 
 

@@ -3,14 +3,13 @@
  * Loaded as kernels.c is. What mamba2_inference.py computes for a sequence of one, with the same roundings but for the
  * order of sums.
  */
-#include "bfloat16.h"
-#include "team.h"
+#include "rows.h"
 
 #include <math.h>
 
 #if defined(__x86_64__)
 #define VECTORS __attribute__((target("avx2,fma")))
-EXPORT int zamba_compat_token_kind(void) { return __builtin_cpu_supports("fma") && __builtin_cpu_supports("avx2"); }
+EXPORT int zamba_compat_token_kind(void) { return has_avx2(); }
 #else
 #define VECTORS
 EXPORT int zamba_compat_token_kind(void) { return 1; }
@@ -158,3 +157,21 @@ EXPORT void zamba_compat_token(const Team *team, const Mixer *mixer, const Token
         if (mixer->norm.data) normed(mixer, tokens + row);
     }
 }
+
+#if defined(__x86_64__)
+/* A token of one row in bfloat16 with both projections around it: y of x, by in_proj, what is above, and out_proj.
+ * room: float32 for the longer of their columns, then for the channels; then bfloat16 for the rows of in_proj, then for
+ * the columns of out_proj. */
+EXPORT void zamba_compat_mixer(const Team *team, const Mixer *mixer, const Matrix *in_proj, const Matrix *out_proj,
+                               const bfloat16 *x, const void *earlier, void *later, float *state, float *room,
+                               bfloat16 *y) {
+    size_t inner = out_proj->columns, channels = inner + 2 * mixer->groups * mixer->d_state;
+    float *wide = room, *convolved = wide + (inner > in_proj->columns ? inner : in_proj->columns);
+    bfloat16 *projected = (bfloat16 *)(convolved + channels), *normed = projected + in_proj->rows;
+    row_product(team, in_proj, x, wide, projected);
+    Numbers gate = {projected, 1}, xbc = {projected + inner, 1}, dt = {projected + inner + channels, 1};
+    Token token = {gate, xbc, dt, earlier, later, state, convolved, normed};
+    zamba_compat_token(team, mixer, &token, 1);
+    row_product(team, out_proj, normed, wide, y);
+}
+#endif

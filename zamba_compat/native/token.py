@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from .rows import Matrix, matrix
 from .team import Team, available, team
 
 if TYPE_CHECKING:
@@ -48,10 +49,41 @@ class Weights(NamedTuple):
     norm: Tensor | None
 
 
+class Mixer:
+    """A bfloat16 mixer with its projections for `Loop.whole`. Attributes: room, the numbers it takes meanwhile.
+
+    weights: without tensors of any other kind than `fits`, with a norm. shape: heads, head_dim, d_state.
+    in_proj: [inner + channels + heads, hidden_size], out_proj: [hidden_size, inner]. All of them have to outlive this.
+    """
+
+    def __init__(
+        self,
+        weights: Weights,
+        shape: tuple[int, int, int],
+        in_proj: Tensor,
+        out_proj: Tensor,
+        *,
+        groups: int,
+        norm_group: int,
+        epsilon: float,
+    ) -> None:
+        channels, taps = weights.kernel.shape
+        self.given = _Mixer(*shape, groups, taps, norm_group, *map(_numbers, weights))
+        self.given.epsilon = epsilon
+        self.in_proj, self.out_proj = matrix(in_proj), matrix(out_proj)
+        inner = out_proj.shape[1]
+        short = len(in_proj) + inner
+        self.room = max(in_proj.shape[1], inner) + channels + (short + 1) // 2
+
+
 class Loop:
-    """The function of token.c."""
+    """The functions of token.c."""
 
     def __init__(self, functions: ctypes.CDLL) -> None:
+        self._whole: Any = getattr(functions, "zamba_compat_mixer", None)  # where there is `rows.loop` too
+        if self._whole is not None:
+            structures = [ctypes.POINTER(kind) for kind in (Team, _Mixer, Matrix, Matrix)]
+            self._whole.argtypes, self._whole.restype = structures + [_pointer] * 6, None
         self._token = functions.zamba_compat_token
         self._token.argtypes = [ctypes.POINTER(Team), ctypes.POINTER(_Mixer), ctypes.POINTER(_Token), _size]
         self._token.restype = None
@@ -99,6 +131,27 @@ class Loop:
             token.room = room.data_ptr() + row * channels * 4
             token.out = out.data_ptr() + row * inner * size
         self._token(team(), mixer, tokens, batch)
+
+    def whole(
+        self,
+        mixer: Mixer,
+        x: Tensor,
+        *,
+        earlier: Tensor,
+        later: Tensor,
+        state: Tensor,
+        room: Tensor,
+        out: Tensor,
+        limit: tuple[float, float] | None,
+    ) -> None:
+        """One row's token by in_proj, what `step` does, and out_proj into `out`; all contiguous, on a CPU.
+
+        x, out: [hidden_size], bfloat16. earlier, later, state: as `step`, of one row. room: [mixer.room], float32.
+        """
+        given = mixer.given
+        given.least, given.most = limit or (0.0, math.inf)
+        places = (t.data_ptr() for t in (x, earlier, later, state, room, out))
+        self._whole(team(), given, mixer.in_proj, mixer.out_proj, *places)
 
 
 def fits(

@@ -121,6 +121,24 @@ def test_products(loops: Loops, shape: tuple[int, int]) -> None:
     assert (out - wanted).abs().max() < 1e-6 * (weight.double().abs() @ x.double().abs()).max()
 
 
+@pytest.mark.parametrize("rank", [None, 5, 64])
+@pytest.mark.parametrize("with_plus", [False, True])
+@pytest.mark.parametrize("wider", [0, 64])
+def test_tokens(loops: Loops, rank: int | None, with_plus: bool, wider: int) -> None:
+    """In bfloat16 with what is added, each sum rounded once; an adapter may see more of x than the matrix."""
+    weight, x = normal(90), normal(1, COLUMNS + wider)[0]
+    plus = torch.randn(90) if with_plus else None
+    adapter = None if rank is None else (normal(rank, len(x)) / 10, normal(90, rank) / 10)
+    exact = weight.double() @ x[:COLUMNS].double()
+    if plus is not None:
+        exact += -1.5 * plus.double()
+    if adapter is not None:
+        exact += adapter[1].double() @ (adapter[0].double() @ x.double()).bfloat16().double()
+    out, room = torch.empty(90).bfloat16(), torch.full((loops.token_room(len(x), rank or 0),), torch.nan)
+    loops.token(some(loops.pack(weight)), x, room, out, plus=plus, times=-1.5, adapter=adapter)
+    assert ((out.double() - exact).abs() <= 1.01 * 2**-8 * exact.abs() + 1e-2 * (rank is not None)).all()
+
+
 def test_infinite_weights_are_what_they_are(loops: Loops) -> None:
     weight = normal(300)
     weight[5, 9], weight[6, 9] = torch.inf, torch.nan

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from support.native import there
 from zamba_compat import configure, mamba2
-from zamba_compat.native import token
+from zamba_compat.native import rows, token
 from zamba_compat.native.token import Loop, Weights, fits
 
 TAPS, EPSILON = 4, 1e-5
@@ -146,6 +146,30 @@ def test_without_bias_and_norm(loop: Loop, dtype: torch.dtype) -> None:
     found, wanted = case.run(loop), case.wanted()
     assert_close(found[0], wanted[0], 1e-6)
     assert_close(found[2], wanted[2], 1e-6)
+
+
+@pytest.mark.parametrize(
+    "shape", [Shape(), Shape(d_state=3, head_dim=1), Shape(groups=3, norm_groups=2, d_state=33)], ids=str
+)
+@pytest.mark.parametrize("hidden_size", [10, 300])
+@pytest.mark.parametrize("bias", [True, False])
+def test_with_its_projections(loop: Loop, shape: Shape, hidden_size: int, bias: bool) -> None:
+    """What the three parts one by one are, each rounded as PyTorch rounds it."""
+    there(rows.loop())
+    case = Case(shape, torch.bfloat16, bias=bias)
+    in_proj, out_proj = torch.randn(case.projected.shape[1], hidden_size), torch.randn(hidden_size, shape.inner)
+    in_proj, out_proj, x = in_proj.bfloat16(), out_proj.bfloat16(), torch.randn(hidden_size).bfloat16()
+    case.projected = F.linear(x, in_proj)[None]
+    y, later, state = case.wanted((0.01, 0.1))
+    sizes = {"groups": shape.groups, "norm_group": case.norm_group, "epsilon": EPSILON}
+    mixer = token.Mixer(case.weights, (shape.heads, shape.head_dim, shape.d_state), in_proj, out_proj, **sizes)
+    out, moved, room = torch.empty(hidden_size).bfloat16(), case.state.clone(), torch.full((mixer.room,), torch.nan)
+    conv = case.earlier.clone()
+    loop.whole(mixer, x, earlier=conv, later=conv, state=moved, room=room, out=out, limit=(0.01, 0.1))
+    assert_close(out, y.bfloat16().double()[0] @ out_proj.double().T, 2**-7)
+    # in_proj's sums are rounded from another order of adding.
+    assert_close(moved, state, 2**-8)
+    assert_close(conv, later, 2**-8)
 
 
 @pytest.mark.parametrize("step", [-1e4, -30.0, 19.9, 20.1, 1e4])

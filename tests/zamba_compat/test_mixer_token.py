@@ -1,0 +1,169 @@
+"""A mixer's token in one call: right, of weights as they are now, and only where nobody sees the modules called."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import zamba_compat  # noqa: F401
+from support import synthetic
+from support.tokens import model_of, narrow, off, prompt, run
+from zamba_compat import configure, mixer_token
+from zamba_compat.native import rows, token
+
+pytest.importorskip("transformers", minversion="4.49")
+pytestmark = pytest.mark.skipif(token.loop() is None or rows.loop() is None, reason="no loops in C here")
+
+
+@pytest.fixture
+def case() -> synthetic.Case:
+    return synthetic.case("7B", length=26, time_step_min=1e-9)
+
+
+@pytest.fixture
+def model(case: synthetic.Case, tmp_path: Path) -> Any:
+    return model_of(case, tmp_path / "model")
+
+
+@pytest.fixture
+def taken(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """How often a token was taken whole, and between its projections."""
+    seen = {"whole": 0, "step": 0}
+
+    def watched(name: str) -> Any:
+        original = getattr(token.Loop, name)
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            seen[name] += 1
+            return original(*args, **kwargs)
+
+        return run
+
+    for name in seen:
+        monkeypatch.setattr(token.Loop, name, watched(name))
+    return seen
+
+
+def mixers(model: Any) -> list[Any]:
+    return [module for module in model.modules() if type(module).__name__ == "Zamba2MambaMixer"]
+
+
+def without(model: Any, ids: Tensor) -> Tensor:
+    configure(native=False)
+    try:
+        return run(model, ids).double()
+    finally:
+        configure(native=None)
+
+
+def test_whole(case: synthetic.Case, model: Any, taken: dict[str, int]) -> None:
+    got = run(model, case.ids)
+    assert taken == {"whole": 6 * len(mixers(model)), "step": 0}
+    wanted = synthetic.forward(narrow(case.state), case.config, case.ids)[:, 20:]
+    assert off(got, wanted) < 1.1 * off(without(model, case.ids), wanted) < 0.05
+
+
+CHANGES = {
+    "in place": lambda weight: weight.mul_(1.5),
+    "unseen": lambda weight: weight.data.mul_(1.5),
+    "other memory": lambda weight: setattr(weight, "data", weight.data * 1.5),
+    "laid out otherwise": lambda weight: setattr(weight, "data", (weight.data * 1.5).mT.contiguous().mT),
+    "float32": lambda weight: setattr(weight, "data", weight.data.float() * 1.5),
+}
+MATRICES = ("in_proj.weight", "out_proj.weight")
+OTHERS = ("conv1d.weight", "conv1d.bias", "dt_bias", "A_log", "D", "norm.weight")
+CASES = [(name, change) for name in MATRICES for change in CHANGES if change != "float32"]  # no product of two dtypes
+CASES += [(name, change) for name in OTHERS for change in CHANGES if change != "laid out otherwise"]
+
+
+@pytest.mark.parametrize(("name", "change"), CASES)
+def test_weights_are_those_of_now(case: synthetic.Case, model: Any, name: str, change: str) -> None:
+    before = run(model, case.ids)
+    with torch.no_grad():
+        for mixer in mixers(model):
+            CHANGES[change](mixer.get_parameter(name))
+    changed = run(model, case.ids)
+    assert off(changed, before.double()) > 1e-3
+    assert off(changed, without(model, case.ids)) < 0.03
+
+
+def test_other_parameters_and_modules(case: synthetic.Case, model: Any, taken: dict[str, int]) -> None:
+    run(model, case.ids)
+    whole = taken["whole"]
+    for mixer in mixers(model):
+        mixer.out_proj.weight = nn.Parameter(-mixer.out_proj.weight.detach(), requires_grad=False)
+    changed = run(model, case.ids)
+    assert taken["whole"] == 2 * whole
+    assert off(changed, without(model, case.ids)) < 0.03
+
+    class Other(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return -super().forward(x)
+
+    for mixer in mixers(model):
+        mixer.out_proj.__class__ = Other
+    changed = run(model, case.ids)
+    assert taken == {"whole": 2 * whole, "step": whole}
+    assert off(changed, without(model, case.ids)) < 0.03
+
+
+@pytest.mark.parametrize("of", ["in_proj", "out_proj", "norm"])
+def test_modules_that_are_watched_are_called(case: synthetic.Case, model: Any, taken: dict[str, int], of: str) -> None:
+    called = []
+    for mixer in mixers(model):
+        mixer.get_submodule(of).register_forward_hook(lambda module, given, found: called.append(found))
+    run(model, case.ids)
+    assert taken == {"whole": 0, "step": 6 * len(mixers(model))} and len(called) >= 7 * len(mixers(model))
+
+
+def test_what_is_not_taken_whole(case: synthetic.Case, model: Any, taken: dict[str, int]) -> None:
+    """Several rows, float32, another activation, and with gradients not even the rest."""
+    run(model, case.ids.repeat(2, 1))
+    assert taken["whole"] == 0 and taken["step"]
+    cache = prompt(model, case.ids[:, :20]).past_key_values
+    before = taken["step"]
+    model(case.ids[:, 20:21], past_key_values=cache, use_cache=True)
+    assert taken == {"whole": 0, "step": before}
+    for mixer in mixers(model):
+        mixer.act = nn.GELU()
+    run(model, case.ids)
+    assert taken == {"whole": 0, "step": before}
+    for mixer in mixers(model):
+        mixer.act = nn.SiLU()
+    run(model.float(), case.ids)
+    assert taken["whole"] == 0 and taken["step"] > before
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_states_stay_with_whoever_holds_them(model: Any, overwrite: bool) -> None:
+    mixer = mixers(model)[0]
+    heads, channels = mixer.num_heads, mixer.conv1d.weight.shape[0]
+    conv = torch.randn(1, channels, 4).bfloat16()
+    ssm = torch.randn(1, heads, mixer.head_dim, mixer.ssm_state_size)
+    held = conv.clone(), ssm.clone()
+    x = torch.randn(1, 1, 64).bfloat16()
+    with torch.no_grad():
+        found = mixer_token.whole(mixer, x, conv, ssm, limit=None, overwrite=overwrite)
+    assert found is not None
+    assert (found[1] is conv and found[2] is ssm) == overwrite
+    assert torch.equal(conv, held[0]) != overwrite and torch.equal(ssm, held[1]) != overwrite
+
+
+def test_it_is_not_missing_in_a_trace(case: synthetic.Case, model: Any) -> None:
+    """torch.jit.trace sees no loop in C: while it looks on there is none."""
+    mixer, seen = mixers(model)[0], []
+    heads, channels = mixer.num_heads, mixer.conv1d.weight.shape[0]
+    conv, ssm = torch.zeros(1, channels, 4).bfloat16(), torch.zeros(1, heads, mixer.head_dim, mixer.ssm_state_size)
+
+    def token_of(x: Tensor) -> Tensor:
+        seen.append(mixer_token.whole(mixer, x, conv, ssm, limit=None, overwrite=False))
+        return x + 1
+
+    with torch.no_grad():
+        token_of(torch.zeros(1, 1, 64).bfloat16())
+        torch.jit.trace(token_of, torch.zeros(1, 1, 64).bfloat16(), check_trace=False)
+    assert seen[0] is not None and seen[1] is None

@@ -1,0 +1,55 @@
+/* A bfloat16 matrix times a vector. */
+#ifndef ZAMBA_COMPAT_ROWS_H
+#define ZAMBA_COMPAT_ROWS_H
+
+#include "bfloat16.h"
+#include "team.h"
+
+typedef struct {
+    const bfloat16 *data; /* [rows, columns] */
+    size_t stride, rows, columns;
+} Matrix;
+
+#if defined(__x86_64__)
+#include "avx2.h"
+
+#define PAIRS 16 /* weights that are loaded together: the even ones are widened by a shift, the odd ones by a mask */
+#define STEP (2 * PAIRS)
+
+AVX2 INLINE void added_pairs(const bfloat16 *weights, const float *x, __m256 *sums) {
+    __m256i both = _mm256_loadu_si256((const __m256i *)weights);
+    __m256 even = _mm256_castsi256_ps(_mm256_slli_epi32(both, 16));
+    __m256 odd = _mm256_castsi256_ps(_mm256_and_si256(both, _mm256_set1_epi32((int)0xffff0000)));
+    sums[0] = _mm256_fmadd_ps(even, _mm256_loadu_ps(x), sums[0]);
+    sums[1] = _mm256_fmadd_ps(odd, _mm256_loadu_ps(x + PAIRS / 2), sums[1]);
+}
+
+/* A row times x, which is in the order of `turned`. */
+AVX2 INLINE float row_times(const bfloat16 *weights, const float *x, size_t columns) {
+    size_t whole = columns / STEP * STEP;
+    __m256 sums[4] = {_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps()};
+    for (size_t i = 0; i < whole; i += STEP) {
+        added_pairs(weights + i, x + i, sums);
+        added_pairs(weights + i + PAIRS, x + i + PAIRS, sums + 2);
+    }
+    float y = total(_mm256_add_ps(_mm256_add_ps(sums[0], sums[1]), _mm256_add_ps(sums[2], sums[3])));
+    for (size_t i = whole; i < columns; i++) y += widened(weights[i]) * x[i];
+    return y;
+}
+
+/* x in float32, the even ones of each PAIRS first; what is left over of STEP stays in order. */
+INLINE void turned(const bfloat16 *x, size_t columns, float *out) {
+    size_t whole = columns / STEP * STEP;
+    for (size_t i = 0; i < whole; i += PAIRS)
+        for (size_t k = 0; k < PAIRS / 2; k++) {
+            out[i + k] = widened(x[i + 2 * k]);
+            out[i + PAIRS / 2 + k] = widened(x[i + 2 * k + 1]);
+        }
+    for (size_t i = whole; i < columns; i++) out[i] = widened(x[i]);
+}
+#endif
+
+/* y [rows] of x [columns], summed in float32. room: [columns]. x86-64 with AVX2. */
+void row_product(const Team *team, const Matrix *matrix, const bfloat16 *x, float *room, bfloat16 *y);
+
+#endif
