@@ -23,15 +23,18 @@ import torch
 import zamba_compat  # noqa: F401
 from _bench.contestants import build
 from _bench.speed_report import processor
-from zamba_compat import growing, mamba2, one_query, packed_blocks
+from zamba_compat import block_token, growing, mixer_token, one_query, packed_blocks
 from zamba_compat.published import PUBLISHED
 
 STEPS: tuple[tuple[str, Any, str, Callable[..., Any]], ...] = (
-    ("a mixer's token in one loop", mamba2, "_token", lambda *given: None),
-    ("copies of 12 bits", packed_blocks, "products", lambda *given: None),
+    ("a mixer's token in one loop", mixer_token, "between", lambda *given, **more: None),
+    ("with its projections", mixer_token, "whole", lambda *given, **more: None),
+    ("copies of 12 bits", block_token, "token_of", lambda *given: None),
+    ("adapters with them", block_token.Token, "mlp", lambda *given: None),
     ("attention in one loop", one_query, "attention", lambda *given, **more: None),
     ("keys and values that grow", growing, "joined", lambda *given, **more: None),
 )
+COPIES = 3  # so many steps look at them
 """Title, and what is replaced by what while a step is not taken yet."""
 
 
@@ -39,7 +42,7 @@ STEPS: tuple[tuple[str, Any, str, Callable[..., Any]], ...] = (
 def taken(steps: int) -> Iterator[None]:
     """Only so many of STEPS. Copies stay where they are while they are not looked at."""
     with ExitStack() as stack:
-        if steps < 2:
+        if steps < COPIES:
             stack.enter_context(mock.patch.object(packed_blocks, "prompted", lambda layer: None))
         for _, module, name, instead in STEPS[steps:]:
             stack.enter_context(mock.patch.object(module, name, instead))

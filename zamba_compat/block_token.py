@@ -28,20 +28,16 @@ class _Normed:
     def __init__(self, norm: Any, hidden: Tensor, embedding: Tensor) -> None:
         self._norm, self._given = norm, (hidden, embedding)
         self._found: tuple[Tensor, float, Tensor] | None = None
-        self._known: Any = None
 
     def scale(self, x: Tensor) -> tuple[float, Tensor] | None:
         """The token's scale, and the embedding times the norm's weight [hidden_size], in float32.
 
-        None where x [1, 2 * hidden_size] is not what the norm makes of the two, whoever changed it.
+        None where x [2 * hidden_size] is not what the norm makes of the two, whoever changed it.
         """
         if self._found is None:
             self._found = self._apart()
         normed, scale, scaled = self._found
-        if x is not self._known and not torch.equal(normed, x.view(-1)):
-            return None
-        self._known = x
-        return scale, scaled
+        return (scale, scaled) if torch.equal(normed, x) else None
 
     def _apart(self) -> tuple[Tensor, float, Tensor]:
         both = torch.cat(self._given, -1).view(-1)

@@ -35,7 +35,7 @@ def is_plain(module: nn.Module, x: Tensor) -> bool:
         and x.device.type == module.weight.device.type == "cpu"
         and is_unwatched(module)
         and not torch.is_grad_enabled()
-        and not _autocasts()
+        and not autocasts()
         and not torch.compiler.is_compiling()
     )
 
@@ -75,7 +75,8 @@ def part_in(dtype: torch.dtype, wide: Tensor) -> Tensor:
     return wide if dtype == wide.dtype else buffers.take("rounded", wide, *wide.shape, dtype=dtype).copy_(wide)
 
 
-def _autocasts() -> bool:
+def autocasts() -> bool:
+    """Whether products on a CPU run under autocast."""
     if hasattr(torch, "get_autocast_dtype"):  # since PyTorch 2.4, when the question took a device
         return torch.is_autocast_enabled("cpu")
     return torch.is_autocast_cpu_enabled()
@@ -119,7 +120,7 @@ def product(module: Any, x: Tensor, out: Tensor) -> Tensor:
 def add_product(to: Tensor, x: Tensor, weight: Tensor) -> None:
     """to += x @ weight.T, of x [rows, in_features] and weight [out_features, in_features]."""
     if widened.gains(x.dtype, x.device.type, len(x)):
-        to.add_(widened.product(x, weight))
+        to.add_(widened.product(x, weight, out=buffers.take("added", x, *to.shape)))
     else:
         to.addmm_(x, weight.T)
 

@@ -1,11 +1,4 @@
-"""The Mamba2 mixer in plain PyTorch: one scan for every transformers release.
-
-The recurrence, for each head, with a state h of shape [head_dim, d_state]:
-
-    h_t = exp(dt_t * A) * h_{t-1} + dt_t * x_t B_t^T        y_t = h_t C_t + D * x_t
-
-is computed chunk by chunk in its matrix form (structured state space duality, arXiv 2405.21060, section 6).
-Heads come in groups that share B and C: head h reads group h // (heads / groups).
+"""The Mamba2 mixer in plain PyTorch, for every transformers release.
 
 dt is softplus(dt + dt_bias), limited only by a `time_step_limit` that is not null, never by time_step_min.
 That is what the models were trained with: in Zyphra/Zamba2 (mamba2_layer.py) and Zyphra/transformers_zamba2
@@ -28,119 +21,7 @@ from torch import Tensor  # noqa: TID253
 from . import mamba2_inference as inference
 from . import mixer_token
 from .blocked import BLOCK, project
-
-# The result does not depend on the length of a chunk. Shorter than the usual 256 is faster on a CPU and takes
-# memory in proportion.
-MAX_CHUNK = 64
-
-
-def scan(
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    *,
-    D: Tensor | None = None,
-    state: Tensor | None = None,
-    chunk_size: int = MAX_CHUNK,
-) -> tuple[Tensor, Tensor]:
-    """Run the recurrence over a sequence.
-
-    x: [batch, seq, heads, head_dim]. dt: [batch, seq, heads], not negative; a token with dt = 0 leaves the
-    state as it is. A: [heads], negative. B, C: [batch, seq, groups, d_state]. D: [heads]. All of one dtype.
-    state: [batch, heads, head_dim, d_state], what earlier tokens left; zero where None.
-    Returns y, shaped as x, and the state after the last token. Memory beyond the inputs and y grows with
-    chunk_size, not with seq (but for what autograd keeps).
-    """
-    batch, seq, heads, head_dim = x.shape
-    groups, d_state = B.shape[-2:]
-    chunk_size = min(chunk_size, seq)
-    per_group = heads // groups
-    future = torch.ones(chunk_size, chunk_size, dtype=torch.bool, device=x.device).triu(1)
-    weighted = x * dt[..., None]
-    outputs = []
-    for start in range(0, seq, chunk_size):
-        here = slice(start, start + chunk_size)
-        inputs = weighted[:, here]
-        b, c = B[:, here].transpose(1, 2), C[:, here].transpose(1, 2)  # [batch, groups, length, d_state]
-        length = inputs.shape[1]
-
-        # elapsed[i] - elapsed[j] is the exponent of the decay between two tokens. Both can be large where
-        # their difference is small, hence the wider type.
-        elapsed = (dt[:, here] * A).transpose(1, 2).to(_wide(x)).cumsum(-1)  # [batch, heads, length]
-        between = (elapsed[..., :, None] - elapsed[..., None, :]).to(x.dtype)
-        # Above the diagonal the exponent is positive and may overflow: masked before exp, so that no inf * 0
-        # appears, here or in the gradient.
-        decay = between.masked_fill(future[:length, :length], -torch.inf).exp()
-        scores = (c @ b.mT)[:, :, None] * decay.view(batch, groups, per_group, length, length)
-        y = (scores.flatten(1, 2) @ inputs.transpose(1, 2)).transpose(1, 2)
-
-        if state is not None:
-            carried = c @ state.reshape(batch, groups, per_group * head_dim, d_state).mT
-            carried = carried.transpose(1, 2).reshape(batch, length, heads, head_dim)
-            y = y + carried * elapsed.exp().to(x.dtype).transpose(1, 2)[..., None]
-        outputs.append(y)
-
-        remaining = (elapsed[..., -1:] - elapsed).exp().to(x.dtype).transpose(1, 2)
-        inputs = (inputs * remaining[..., None]).reshape(batch, length, groups, per_group * head_dim)
-        added = (inputs.permute(0, 2, 3, 1) @ b).reshape(batch, heads, head_dim, d_state)
-        if state is not None:
-            added = added + state * elapsed[..., -1].exp().to(x.dtype)[..., None, None]
-        state = added
-    y = outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1)
-    assert state is not None
-    return (y if D is None else y + D[:, None] * x), state
-
-
-def step(
-    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, *, D: Tensor | None = None, state: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Run the recurrence over one token: as `scan`, without the axis seq."""
-    batch, heads, head_dim = x.shape
-    groups, d_state = B.shape[-2:]
-    weighted = (x * dt[..., None]).view(batch, groups, -1, 1)
-    added = (weighted * B[:, :, None]).view(batch, heads, head_dim, d_state)
-    state = torch.addcmul(added, state, (dt * A).exp()[..., None, None])
-    y = (state.view(batch, groups, -1, d_state) @ C[..., None]).view(batch, heads, head_dim)
-    return (y if D is None else torch.addcmul(y, x, D[:, None])), state
-
-
-def causal_conv(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    state: Tensor | None = None,
-    *,
-    lengths: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Depthwise causal convolution: y_t = bias + sum_k weight_k * x_{t - (taps - 1) + k}.
-
-    x: [batch, seq, channels]. weight: [channels, 1, taps]. bias: [channels].
-    state: [batch, channels, taps], the inputs before the first token, oldest first; zeros where None.
-    lengths: [batch], the tokens of each row that count; those after them are padding.
-    Returns y in the dtype of the weight, shaped as x, and the state after the last token that counts, in the
-    dtype of x.
-    """
-    batch, seq, channels = x.shape
-    taps = weight.shape[-1]
-    earlier = x.new_zeros(batch, taps, channels) if state is None else state.mT.to(x)
-    inputs = torch.cat([earlier, x], 1)[:, 1:].to(weight.dtype)
-    kernel = weight[:, 0].T.contiguous()
-    y = inputs[:, :seq] * kernel[0] if bias is None else torch.addcmul(bias, inputs[:, :seq], kernel[0])
-    for k in range(1, taps):
-        y = torch.addcmul(y, inputs[:, k : k + seq], kernel[k])
-    return y, last_inputs(x, taps, state, lengths=lengths)
-
-
-def last_inputs(x: Tensor, taps: int, state: Tensor | None, *, lengths: Tensor | None = None) -> Tensor:
-    """The state that `causal_conv` returns: [batch, channels, taps]."""
-    earlier = x.new_zeros(len(x), taps, x.shape[-1]) if state is None else state.mT.to(x)
-    if lengths is None:
-        last = torch.cat([earlier, x[:, -taps:]], 1)[:, -taps:]
-    else:
-        last = _take(torch.cat([earlier, x], 1), lengths[:, None] + torch.arange(taps, device=x.device))
-    return last.mT.contiguous()
+from .recurrence import MAX_CHUNK, causal_conv, last_inputs, scan, step, take
 
 
 def time_step_limit(config: Any) -> tuple[float, float] | None:
@@ -179,14 +60,14 @@ def mixer_forward(
         # Padding goes behind the tokens, where neither the convolution nor the state can meet it.
         order = kept.logical_not().long().argsort(dim=1, stable=True)
         kept, lengths = kept.gather(1, order), kept.sum(1)
-        hidden_states = _take(hidden_states, order)
+        hidden_states = take(hidden_states, order)
 
     # Block by block where nothing is asked of padding, so that memory does not grow with what a block needs.
     block = max(BLOCK // len(hidden_states), MAX_CHUNK)
     if kept is not None or torch.is_grad_enabled() or not _known(hidden_states) or hidden_states.shape[1] <= block:
         states = conv_state, ssm_state, kept, lengths, overwrite
         output, conv_state, ssm_state = _mix(mixer, hidden_states, *states)
-        return (output if order is None else _take(output, order.argsort(dim=1))), conv_state, ssm_state
+        return (output if order is None else take(output, order.argsort(dim=1))), conv_state, ssm_state
     output = torch.empty_like(hidden_states)
     for start in range(0, hidden_states.shape[1], block):
         here = slice(start, start + block)
@@ -321,15 +202,6 @@ def _parameters(mixer: Any, dtype: torch.dtype) -> tuple[Tensor, Tensor | None, 
     bias = mixer.conv1d.bias
     bias = None if bias is None else bias.to(dtype)
     return mixer.conv1d.weight.to(dtype), bias, -mixer.A_log.to(dtype).exp(), mixer.D.to(dtype)
-
-
-def _wide(x: Tensor) -> torch.dtype:
-    return x.dtype if x.device.type == "mps" else torch.float64  # MPS has no float64
-
-
-def _take(x: Tensor, index: Tensor) -> Tensor:
-    """x: [batch, seq, channels], index: [batch, n]; returns [batch, n, channels]."""
-    return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
 
 
 def _kept_tokens(attention_mask: Tensor | None, seq: int) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""The Mamba2 mixer without gradients: what `mamba2.scan` and `mamba2.step` compute, in place and in the cache.
+"""The Mamba2 mixer without gradients: what `recurrence.scan` and `recurrence.step` compute, in place and in the cache.
 
 On a CPU the passes over a sequence cost more than their arithmetic: memory is slow, and a fresh tensor of a
 megabyte is paged in before it is written. So everything between the projections runs chunk by chunk, in buffers
@@ -159,7 +159,7 @@ def _chunk(weights: Weights, convolved: Tensor, dt: Tensor, *, groups: int, stat
     b, c = convolved[:, inner:].view(length, 2, groups, d_state).permute(1, 2, 0, 3)  # [groups, length, d_state]
     by_group = state.view(groups, width, d_state)
 
-    # As in mamba2.scan: exponents of the decay between two tokens, from differences of a wider type.
+    # As in recurrence.scan: exponents of the decay between two tokens, from differences of a wider type.
     elapsed = (dt * weights.A).T.to(torch.float64 if dt.device.type != "mps" else dt.dtype).cumsum(-1)
     total = elapsed[:, -1:]
     between = buffers.take("between", dt, heads, length, length, dtype=elapsed.dtype)

@@ -24,7 +24,10 @@ _prepared: Any = WeakKeyDictionary()  # of mixers: _Prepared
 
 
 class _Prepared:
-    """A bfloat16 mixer as the loop reads it, good as long as its weights lie where they did. mixer: None if unfit."""
+    """A bfloat16 mixer as the loop reads it, good as long as its weights lie where they did.
+
+    mixer: None if the loop cannot. shape, conv_shape, ssm_shape: of a token and of the states.
+    """
 
     def __init__(self, mixer: Any, weights: tuple[Tensor, ...], lie: list[Any]) -> None:
         self.lie, self.mixer = lie, None
@@ -32,6 +35,7 @@ class _Prepared:
         inner, groups, group = mixer.intermediate_size, mixer.n_groups, mixer.norm.group_size
         rest = native.Weights(kernel[:, 0], bias[0] if bias else None, dt_bias, a_log, d, norm)
         heads, channels = len(d), len(kernel)
+        self.shape = 1, 1, in_proj.shape[1]
         self.conv_shape = 1, channels, kernel.shape[-1]
         self.ssm_shape = 1, heads, inner // heads, mixer.ssm_state_size
         # Of the states and the token nothing is known yet but the shapes they will have.
@@ -77,12 +81,14 @@ def whole(
     weights = in_proj.weight, out_proj.weight, conv1d.weight, mixer.dt_bias, mixer.A_log, mixer.D, norm.weight
     if conv1d.bias is not None:
         weights += (conv1d.bias,)
-    lie = [(type(t), t.is_cpu, t.data_ptr(), t.dtype, t.shape, t.stride()) for t in weights]
+    lie: list[Any] = [(type(t), t.is_cpu, t.data_ptr(), t.dtype, t.shape, t.stride()) for t in weights]
+    lie += mixer.n_groups, norm.group_size, norm.variance_epsilon
     known: _Prepared | None = _prepared.get(mixer)
     if known is None or known.lie != lie:
         known = _prepared[mixer] = _Prepared(mixer, weights, lie)
     if (
         known.mixer is None
+        or hidden_states.shape != known.shape
         or conv_state.shape != known.conv_shape
         or ssm_state.shape != known.ssm_shape
         or conv_state.dtype != torch.bfloat16

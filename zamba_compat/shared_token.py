@@ -17,6 +17,7 @@ from torch import Tensor  # noqa: TID253
 
 from . import block_token, embedding_half, growing, one_query, packed_blocks
 from .block_token import Token, running
+from .blocked import autocasts
 from .linears import Handler, Instead
 
 # Tokens from which on attention alone is worth that every function of PyTorch passes by here, which in NF4 are many.
@@ -41,7 +42,7 @@ def _gains(
     """What takes the token's products, and which functions are others."""
     found: dict[Callable[..., Any], Handler] = {}
     token: Token | None = None
-    if hidden.device.type != "cpu" or torch.compiler.is_compiling():
+    if hidden.device.type != "cpu" or torch.compiler.is_compiling() or autocasts():
         return token, found
     if not torch.is_grad_enabled() and cache is not None:
         token = block_token.token_of(layer, hidden, embedding, cache)

@@ -91,6 +91,25 @@ def test_weights_are_those_of_now(case: synthetic.Case, model: Any, name: str, c
     assert off(changed, without(model, case.ids)) < 0.03
 
 
+def test_what_is_no_weight(case: synthetic.Case, model: Any) -> None:
+    before = run(model, case.ids)
+    for mixer in mixers(model):
+        mixer.norm.variance_epsilon = 0.1
+    changed = run(model, case.ids)
+    assert off(changed, before.double()) > 1e-3
+    assert off(changed, without(model, case.ids)) < 0.03
+
+
+def test_a_token_of_another_width_is_left_to_pytorch(model: Any) -> None:
+    """Which says what is wrong with it."""
+    mixer = mixers(model)[0]
+    conv = torch.zeros(1, mixer.conv1d.weight.shape[0], 4).bfloat16()
+    ssm = torch.zeros(1, mixer.num_heads, mixer.head_dim, mixer.ssm_state_size)
+    with torch.no_grad():
+        assert mixer_token.whole(mixer, torch.zeros(1, 1, 64).bfloat16(), conv, ssm, limit=None, overwrite=True)
+        assert not mixer_token.whole(mixer, torch.zeros(1, 1, 32).bfloat16(), conv, ssm, limit=None, overwrite=True)
+
+
 def test_other_parameters_and_modules(case: synthetic.Case, model: Any, taken: dict[str, int]) -> None:
     run(model, case.ids)
     whole = taken["whole"]

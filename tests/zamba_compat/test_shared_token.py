@@ -59,3 +59,5 @@ def test_what_does_not(products: list[str]) -> None:
     assert products == ["prompted"] * 2
     with torch.no_grad():
         assert found(1, Cache(5000), device="meta") == set()
+        with torch.autocast("cpu", torch.bfloat16):
+            assert found(1, Cache(5000)) == set()

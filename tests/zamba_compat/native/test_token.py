@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from support.native import there
-from zamba_compat import configure, mamba2
+from zamba_compat import configure, recurrence
 from zamba_compat.native import rows, token
 from zamba_compat.native.token import Loop, Weights, fits
 
@@ -84,7 +84,7 @@ class Case:
         dt = dt if limit is None else dt.clamp(*limit)
         x = x.view(-1, shape.heads, shape.head_dim)
         b, c = (t.view(-1, shape.groups, shape.d_state) for t in (b, c))
-        y, state = mamba2.step(x, dt, -a_log.exp(), b, c, D=d, state=self.state.to(wide))
+        y, state = recurrence.step(x, dt, -a_log.exp(), b, c, D=d, state=self.state.to(wide))
         y = y.reshape(shape.batch, shape.inner)
         if norm is not None:
             grouped = (y * F.silu(gate)).unflatten(-1, (shape.norm_groups, -1))
