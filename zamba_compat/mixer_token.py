@@ -13,11 +13,13 @@ from weakref import WeakKeyDictionary
 import torch  # noqa: TID253
 from torch import Tensor  # noqa: TID253
 
+from . import four_bit
 from .blocked import is_plain, is_unwatched
 from .buffers import buffers
 from .mamba2_inference import can_overwrite, gated_norm, is_plain_norm
 from .native import rows as native_rows
 from .native import token as native
+from .native.quantized import Quantized
 
 States = tuple[Tensor, Tensor, Tensor]
 _prepared: Any = WeakKeyDictionary()  # of mixers: _Prepared
@@ -29,27 +31,45 @@ class _Prepared:
     mixer: None if the loop cannot. shape, conv_shape, ssm_shape: of a token and of the states.
     """
 
-    def __init__(self, mixer: Any, weights: tuple[Tensor, ...], lie: list[Any]) -> None:
+    def __init__(self, mixer: Any, projections: tuple[Any, Any], weights: tuple[Tensor, ...], lie: list[Any]) -> None:
         self.lie, self.mixer = lie, None
-        in_proj, out_proj, kernel, dt_bias, a_log, d, norm, *bias = weights
+        kernel, dt_bias, a_log, d, norm, *bias = weights
         inner, groups, group = mixer.intermediate_size, mixer.n_groups, mixer.norm.group_size
         rest = native.Weights(kernel[:, 0], bias[0] if bias else None, dt_bias, a_log, d, norm)
+        (rows, hidden_size), (out_rows, columns) = map(_size, projections)
         heads, channels = len(d), len(kernel)
-        self.shape = 1, 1, in_proj.shape[1]
+        self.shape = 1, 1, hidden_size
         self.conv_shape = 1, channels, kernel.shape[-1]
         self.ssm_shape = 1, heads, inner // heads, mixer.ssm_state_size
         # Of the states and the token nothing is known yet but the shapes they will have.
-        like = torch.empty(1, in_proj.shape[0], dtype=torch.bfloat16)
+        like = torch.empty(1, rows, dtype=torch.bfloat16)
         earlier, state = like.new_empty(self.conv_shape), torch.empty(self.ssm_shape)
         if (
-            in_proj.shape == (inner + channels + heads, out_proj.shape[0])
-            and out_proj.shape[1] == inner
-            and native_rows.is_matrix(in_proj)
-            and native_rows.is_matrix(out_proj)
+            (rows, hidden_size, columns) == (inner + channels + heads, out_rows, inner)
+            and all(isinstance(by, Quantized) or native_rows.is_matrix(by) for by in projections)
             and native.fits(rest, like, groups, earlier, state, group)
         ):
             sizes = {"groups": groups, "norm_group": group, "epsilon": mixer.norm.variance_epsilon}
-            self.mixer = native.Mixer(rest, self.ssm_shape[1:], in_proj, out_proj, **sizes)
+            self.mixer = native.Mixer(rest, self.ssm_shape[1:], *projections, **sizes)
+
+
+def _size(projection: Any) -> tuple[int, int]:
+    quantized = isinstance(projection, Quantized)
+    return (projection.rows, projection.columns) if quantized else tuple(projection.shape)
+
+
+def _projection(module: Any, x: Tensor) -> Any:
+    """What calling a projection multiplies x by, a matrix or a Quantized; None where it does anything more."""
+    if is_plain(module, x):
+        return module.weight if module.bias is None else None
+    return four_bit.matrix_of(module, x)
+
+
+def _lies(weight: Any) -> tuple[Any, ...]:
+    """All that the loop takes from a weight, but its numbers."""
+    if isinstance(weight, Quantized):
+        return (bytes(weight.structure()),)
+    return type(weight), weight.is_cpu, weight.data_ptr(), weight.dtype, weight.shape, weight.stride()
 
 
 def whole(
@@ -67,25 +87,24 @@ def whole(
         return None
     if hidden_states.dtype != torch.bfloat16 or hidden_states.shape[0] != 1:
         return None
-    in_proj, out_proj, norm, conv1d = mixer.in_proj, mixer.out_proj, mixer.norm, mixer.conv1d
+    norm, conv1d = mixer.norm, mixer.conv1d
     if not (
         type(hidden_states) is type(conv_state) is type(ssm_state) is Tensor
-        and is_plain(in_proj, hidden_states)
-        and is_plain(out_proj, hidden_states)
-        and in_proj.bias is out_proj.bias is None
         and is_plain_norm(norm)
         and is_unwatched(norm)
     ):
         return None
-    weights: tuple[Tensor, ...]
-    weights = in_proj.weight, out_proj.weight, conv1d.weight, mixer.dt_bias, mixer.A_log, mixer.D, norm.weight
+    projections = _projection(mixer.in_proj, hidden_states), _projection(mixer.out_proj, hidden_states)
+    if projections[0] is None or projections[1] is None:
+        return None
+    weights: tuple[Tensor, ...] = conv1d.weight, mixer.dt_bias, mixer.A_log, mixer.D, norm.weight
     if conv1d.bias is not None:
         weights += (conv1d.bias,)
-    lie: list[Any] = [(type(t), t.is_cpu, t.data_ptr(), t.dtype, t.shape, t.stride()) for t in weights]
+    lie: list[Any] = [_lies(weight) for weight in (*projections, *weights)]
     lie += mixer.n_groups, norm.group_size, norm.variance_epsilon
     known: _Prepared | None = _prepared.get(mixer)
     if known is None or known.lie != lie:
-        known = _prepared[mixer] = _Prepared(mixer, weights, lie)
+        known = _prepared[mixer] = _Prepared(mixer, projections, weights, lie)
     if (
         known.mixer is None
         or hidden_states.shape != known.shape

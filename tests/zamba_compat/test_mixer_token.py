@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -186,3 +188,85 @@ def test_it_is_not_missing_in_a_trace(case: synthetic.Case, model: Any) -> None:
         token_of(torch.zeros(1, 1, 64).bfloat16())
         torch.jit.trace(token_of, torch.zeros(1, 1, 64).bfloat16(), check_trace=False)
     assert seen[0] is not None and seen[1] is None
+
+
+def quantized(model: Any) -> None:
+    """The projections in NF4 by bitsandbytes."""
+    bitsandbytes = pytest.importorskip("bitsandbytes", minversion="0.45")
+    for mixer in mixers(model):
+        for name in ("in_proj", "out_proj"):
+            weight = getattr(mixer, name).weight.detach()
+            new = bitsandbytes.nn.Linear4bit(
+                weight.shape[1], weight.shape[0], bias=False, compute_dtype=torch.bfloat16, quant_type="nf4"
+            )
+            new.weight = bitsandbytes.nn.Params4bit(weight.clone(), requires_grad=False, quant_type="nf4")
+            new = new.to("cpu")
+            new.support_avx512bf16_for_cpu = False  # as on most processors
+            setattr(mixer, name, new)
+
+
+def dequantized(model: Any) -> Any:
+    """The same model with what they mean."""
+    from bitsandbytes.functional import dequantize_4bit
+
+    for mixer in mixers(model):
+        for name in ("in_proj", "out_proj"):
+            weight = getattr(mixer, name).weight
+            plain = nn.Linear(*weight.quant_state.shape[::-1], bias=False, dtype=torch.bfloat16)
+            plain.weight = nn.Parameter(
+                dequantize_4bit(weight.data, weight.quant_state).bfloat16(), requires_grad=False
+            )
+            setattr(mixer, name, plain)
+    return model
+
+
+def test_projections_of_4_bits(case: synthetic.Case, model: Any, taken: dict[str, int]) -> None:
+    quantized(model)
+    got = run(model, case.ids)
+    assert taken == {"whole": 6 * len(mixers(model)), "step": 0}
+    wanted = run(dequantized(model).double(), case.ids)
+    configure(native=False)
+    try:
+        assert off(got, wanted) < 1.2 * off(run(model.bfloat16(), case.ids), wanted) < 0.05
+    finally:
+        configure(native=None)
+
+
+OTHERWISE = {
+    "a bias": lambda module: setattr(module, "bias", nn.Parameter(torch.ones(module.out_features).bfloat16())),
+    "another dtype": lambda module: setattr(module, "compute_dtype", torch.float32),
+    "watched": lambda module: module.register_forward_hook(lambda *given: None),
+    "packed when it is called": lambda module: setattr(module, "support_avx512bf16_for_cpu", True),
+}
+
+
+@pytest.mark.parametrize("which", OTHERWISE)
+def test_projections_of_4_bits_that_are_called(model: Any, taken: dict[str, int], which: str) -> None:
+    quantized(model)
+    mixer = mixers(model)[0]
+    conv = torch.zeros(1, mixer.conv1d.weight.shape[0], 4).bfloat16()
+    ssm = torch.zeros(1, mixer.num_heads, mixer.head_dim, mixer.ssm_state_size)
+
+    def found() -> bool:
+        with torch.no_grad():
+            x = torch.zeros(1, 1, 64).bfloat16()
+            return mixer_token.whole(mixer, x, conv, ssm, limit=None, overwrite=True) is not None
+
+    assert found()
+    OTHERWISE[which](mixer.out_proj)
+    assert not found()
+
+
+def test_4_bits_that_were_changed(case: synthetic.Case, model: Any) -> None:
+    """Other codes in place, another scale, and nothing that is kept alive by what was made of it."""
+    quantized(model)
+    before = run(model, case.ids)
+    weight = mixers(model)[0].in_proj.weight
+    weight.quant_state.absmax = weight.quant_state.absmax.clone().fill_(200 if weight.quant_state.nested else 1)
+    changed = run(model, case.ids)
+    assert off(changed, before.double()) > 1e-3
+    assert off(changed, run(dequantized(model), case.ids).double()) < 0.03
+    gone = weakref.ref(weight)
+    del weight
+    gc.collect()
+    assert gone() is None

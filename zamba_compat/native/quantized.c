@@ -3,20 +3,18 @@
  * Loaded as kernels.c is. Written for x86-64 with AVX2: elsewhere zamba_compat_quantized_kind() is 0 and nothing else
  * here may be called.
  */
-#include "team.h"
+#include "rows.h"
 
 #if !defined(__x86_64__)
 EXPORT int zamba_compat_quantized_kind(void) { return 0; }
 #else
-#include "avx2.h"
-
 EXPORT int zamba_compat_quantized_kind(void) { return has_avx2(); }
 
 #define CHUNK 64 /* weights of a row that are decoded together */
 
 /* A byte holds two weights, the first in its high nibble. Every `block` weights have a scale: scale[i], or where that is
  * null second_code[nested[i]] * second[i / second_block] + offset. block is a multiple of CHUNK and divides columns. */
-typedef struct {
+struct Quantized {
     const uint8_t *data;  /* [rows, columns / 2] */
     const float *code;    /* [16] */
     const float *scale;   /* [rows * columns / block] */
@@ -25,7 +23,7 @@ typedef struct {
     size_t second_block;
     float offset;
     size_t rows, columns, block;
-} Quantized;
+};
 
 static inline float scale_of(const Quantized *matrix, size_t block) {
     if (matrix->scale) return matrix->scale[block];
@@ -37,7 +35,8 @@ typedef struct {
     const Quantized *matrix;
     size_t start;   /* the first row */
     const float *x; /* [columns], in the order of `arranged`; or null */
-    float *y;       /* [rows], or [rows, columns] where x is null */
+    float *y;       /* [rows], or [rows, columns] where x is null; null where the product goes to `out` */
+    bfloat16 *out;  /* [rows] */
 } Job;
 
 /* The code's numbers byte by byte: tables for shuffles, which find 32 bytes at a time. */
@@ -87,11 +86,14 @@ AVX2 static void multiplied(void *given, size_t first, size_t last) {
             __m256 whole = _mm256_add_ps(_mm256_add_ps(sums[0], sums[1]), _mm256_add_ps(sums[2], sums[3]));
             sum = _mm256_fmadd_ps(whole, _mm256_set1_ps(scale_of(matrix, block)), sum);
         }
-        job->y[row] = total(sum);
+        if (job->y)
+            job->y[row] = total(sum);
+        else
+            job->out[row] = rounded(total(sum));
     }
 }
 
-AVX2 static void widened(void *given, size_t first, size_t last) {
+AVX2 static void decoded(void *given, size_t first, size_t last) {
     const Job *job = given;
     const Quantized *matrix = job->matrix;
     const __m256i nibble = _mm256_set1_epi8(15);
@@ -121,25 +123,40 @@ AVX2 static void widened(void *given, size_t first, size_t last) {
     }
 }
 
-/* x as `multiplied` meets it: of each chunk what belongs to high nibbles, then to low ones, as looked_up orders them. */
-static void arranged(const float *x, float *out, size_t columns) {
-    for (size_t i = 0; i < columns; i++) {
-        size_t in = i % CHUNK / 2, vector = in % 16 / 4, lane = in % 4 + in / 16 * 4;
-        out[i / CHUNK * CHUNK + i % 2 * 32 + vector * 8 + lane] = x[i];
-    }
-}
+/* Calls `with` a place in the order in which `multiplied` meets x, and the column whose x belongs there: of each chunk
+ * those of high nibbles, then those of low ones, as looked_up orders them. */
+#define ARRANGED(columns, with)                                                                                        \
+    for (size_t chunk = 0; chunk < (columns); chunk += CHUNK)                                                          \
+        for (size_t odd = 0; odd < 2; odd++)                                                                           \
+            for (size_t vector = 0; vector < 4; vector++)                                                              \
+                for (size_t lane = 0; lane < 8; lane++)                                                                \
+                    with(chunk + odd * 32 + vector * 8 + lane, chunk + 2 * (4 * vector + lane % 4 + lane / 4 * 16) + odd)
 
 /* y [rows] of x [columns]; room [columns] is overwritten. */
 EXPORT void zamba_compat_quantized_product(const Team *team, const Quantized *matrix, const float *x, float *room,
                                            float *y) {
-    arranged(x, room, matrix->columns);
-    Job job = {matrix, 0, room, y};
+#define COPIED(place, column) room[place] = x[column]
+    ARRANGED(matrix->columns, COPIED);
+    Job job = {matrix, 0, room, y, NULL};
     spread(team, multiplied, &job, matrix->rows);
+}
+
+void quantized_product(const Team *team, const Quantized *matrix, const bfloat16 *x, float *room, bfloat16 *y) {
+#define WIDENED(place, column) room[place] = widened(x[column])
+    ARRANGED(matrix->columns, WIDENED);
+    Job job = {matrix, 0, room, NULL, y};
+    spread(team, multiplied, &job, matrix->rows);
+}
+
+/* The same of bfloat16, rounded once. */
+EXPORT void zamba_compat_quantized_token(const Team *team, const Quantized *matrix, const bfloat16 *x, float *room,
+                                         bfloat16 *y) {
+    quantized_product(team, matrix, x, room, y);
 }
 
 /* Rows from start on, count of them, into y [count, columns]. */
 EXPORT void zamba_compat_dequantize(const Team *team, const Quantized *matrix, size_t start, size_t count, float *y) {
-    Job job = {matrix, start, NULL, y};
-    spread(team, widened, &job, count);
+    Job job = {matrix, start, NULL, y, NULL};
+    spread(team, decoded, &job, count);
 }
 #endif

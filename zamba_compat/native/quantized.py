@@ -60,6 +60,10 @@ class Quantized:
             self._matrix.second_code, self._matrix.second_block = second.code.data_ptr(), second.blocksize
             self._matrix.offset = float(state.offset)
 
+    def structure(self) -> ctypes.Structure:
+        """What the functions in C are given, without what keeps its tensors."""
+        return _Matrix.from_buffer_copy(self._matrix)
+
 
 def _goes_with(second: Any, nested: Tensor) -> bool:
     """Whether a second quant state has what 8-bit scales refer to."""
@@ -76,6 +80,8 @@ class Loops:
         self._product, self._dequantize = functions.zamba_compat_quantized_product, functions.zamba_compat_dequantize
         threads, matrix = ctypes.POINTER(Team), ctypes.POINTER(_Matrix)
         self._product.argtypes = [threads, matrix, _pointer, _pointer, _pointer]
+        self._token = functions.zamba_compat_quantized_token
+        self._token.argtypes, self._token.restype = self._product.argtypes, None
         self._dequantize.argtypes = [threads, matrix, _size, _size, _pointer]
         self._product.restype = self._dequantize.restype = None
 
@@ -83,6 +89,10 @@ class Loops:
         """matrix @ x into `out`. x: [columns], out: [rows], both contiguous and float32, as the sums are."""
         room = x.new_empty(matrix.columns)
         self._product(team(), matrix._matrix, x.data_ptr(), room.data_ptr(), out.data_ptr())
+
+    def token(self, matrix: Quantized, x: Tensor, room: Tensor, out: Tensor) -> None:
+        """The same of bfloat16, rounded once. room: [columns], float32."""
+        self._token(team(), matrix._matrix, x.data_ptr(), room.data_ptr(), out.data_ptr())
 
     def dequantize(self, matrix: Quantized, start: int, out: Tensor) -> None:
         """The rows from `start` on into `out`, [some rows, columns], contiguous and float32."""

@@ -52,4 +52,8 @@ INLINE void turned(const bfloat16 *x, size_t columns, float *out) {
 /* y [rows] of x [columns], summed in float32. room: [columns]. x86-64 with AVX2. */
 void row_product(const Team *team, const Matrix *matrix, const bfloat16 *x, float *room, bfloat16 *y);
 
+/* The same of a matrix of 4 bits, as quantized.c knows it. */
+typedef struct Quantized Quantized;
+void quantized_product(const Team *team, const Quantized *matrix, const bfloat16 *x, float *room, bfloat16 *y);
+
 #endif

@@ -159,19 +159,33 @@ EXPORT void zamba_compat_token(const Team *team, const Mixer *mixer, const Token
 }
 
 #if defined(__x86_64__)
+/* One of the two, the other null. */
+typedef struct {
+    const Matrix *plain;
+    const Quantized *quantized;
+    size_t rows, columns;
+} Projection;
+
+static void projected(const Team *team, const Projection *by, const bfloat16 *x, float *room, bfloat16 *y) {
+    if (by->plain)
+        row_product(team, by->plain, x, room, y);
+    else
+        quantized_product(team, by->quantized, x, room, y);
+}
+
 /* A token of one row in bfloat16 with both projections around it: y of x, by in_proj, what is above, and out_proj.
  * room: float32 for the longer of their columns, then for the channels; then bfloat16 for the rows of in_proj, then for
  * the columns of out_proj. */
-EXPORT void zamba_compat_mixer(const Team *team, const Mixer *mixer, const Matrix *in_proj, const Matrix *out_proj,
-                               const bfloat16 *x, const void *earlier, void *later, float *state, float *room,
-                               bfloat16 *y) {
+EXPORT void zamba_compat_mixer(const Team *team, const Mixer *mixer, const Projection *in_proj,
+                               const Projection *out_proj, const bfloat16 *x, const void *earlier, void *later,
+                               float *state, float *room, bfloat16 *y) {
     size_t inner = out_proj->columns, channels = inner + 2 * mixer->groups * mixer->d_state;
     float *wide = room, *convolved = wide + (inner > in_proj->columns ? inner : in_proj->columns);
-    bfloat16 *projected = (bfloat16 *)(convolved + channels), *normed = projected + in_proj->rows;
-    row_product(team, in_proj, x, wide, projected);
-    Numbers gate = {projected, 1}, xbc = {projected + inner, 1}, dt = {projected + inner + channels, 1};
+    bfloat16 *between = (bfloat16 *)(convolved + channels), *normed = between + in_proj->rows;
+    projected(team, in_proj, x, wide, between);
+    Numbers gate = {between, 1}, xbc = {between + inner, 1}, dt = {between + inner + channels, 1};
     Token token = {gate, xbc, dt, earlier, later, state, convolved, normed};
     zamba_compat_token(team, mixer, &token, 1);
-    row_product(team, out_proj, normed, wide, y);
+    projected(team, out_proj, normed, wide, y);
 }
 #endif

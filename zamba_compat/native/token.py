@@ -6,7 +6,8 @@ import ctypes
 import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .rows import Matrix, matrix
+from .quantized import Quantized
+from .rows import matrix
 from .team import Team, available, team
 
 if TYPE_CHECKING:
@@ -34,6 +35,19 @@ class _Token(ctypes.Structure):
     )
 
 
+class _Projection(ctypes.Structure):
+    _fields_ = (("plain", _pointer), ("quantized", _pointer), ("rows", _size), ("columns", _size))
+
+
+def _projection(weight: Tensor | Quantized) -> tuple[_Projection, ctypes.Structure]:
+    """With what it points to."""
+    if isinstance(weight, Quantized):
+        quantized = weight.structure()
+        return _Projection(None, ctypes.addressof(quantized), weight.rows, weight.columns), quantized
+    plain = matrix(weight)
+    return _Projection(ctypes.addressof(plain), None, plain.rows, plain.columns), plain
+
+
 class Weights(NamedTuple):
     """A mixer's, in float32 or bfloat16, contiguous.
 
@@ -53,15 +67,16 @@ class Mixer:
     """A bfloat16 mixer with its projections for `Loop.whole`. Attributes: room, the numbers it takes meanwhile.
 
     weights: without tensors of any other kind than `fits`, with a norm. shape: heads, head_dim, d_state.
-    in_proj: [inner + channels + heads, hidden_size], out_proj: [hidden_size, inner]. All of them have to outlive this.
+    in_proj: [inner + channels + heads, hidden_size], out_proj: [hidden_size, inner], each a matrix as `rows.is_matrix`
+    asks or a Quantized. All tensors have to outlive this.
     """
 
     def __init__(
         self,
         weights: Weights,
         shape: tuple[int, int, int],
-        in_proj: Tensor,
-        out_proj: Tensor,
+        in_proj: Tensor | Quantized,
+        out_proj: Tensor | Quantized,
         *,
         groups: int,
         norm_group: int,
@@ -70,10 +85,10 @@ class Mixer:
         channels, taps = weights.kernel.shape
         self.given = _Mixer(*shape, groups, taps, norm_group, *map(_numbers, weights))
         self.given.epsilon = epsilon
-        self.in_proj, self.out_proj = matrix(in_proj), matrix(out_proj)
-        inner = out_proj.shape[1]
-        short = len(in_proj) + inner
-        self.room = max(in_proj.shape[1], inner) + channels + (short + 1) // 2
+        (self.in_proj, first), (self.out_proj, second) = _projection(in_proj), _projection(out_proj)
+        self._kept = first, second
+        inner = self.out_proj.columns
+        self.room = max(self.in_proj.columns, inner) + channels + (self.in_proj.rows + inner + 1) // 2
 
 
 class Loop:
@@ -82,7 +97,7 @@ class Loop:
     def __init__(self, functions: ctypes.CDLL) -> None:
         self._whole: Any = getattr(functions, "zamba_compat_mixer", None)  # where there is `rows.loop` too
         if self._whole is not None:
-            structures = [ctypes.POINTER(kind) for kind in (Team, _Mixer, Matrix, Matrix)]
+            structures = [ctypes.POINTER(kind) for kind in (Team, _Mixer, _Projection, _Projection)]
             self._whole.argtypes, self._whole.restype = structures + [_pointer] * 6, None
         self._token = functions.zamba_compat_token
         self._token.argtypes = [ctypes.POINTER(Team), ctypes.POINTER(_Mixer), ctypes.POINTER(_Token), _size]
