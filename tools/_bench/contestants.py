@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+import os
+import sys
 from typing import Any
 
 import torch
@@ -26,6 +29,20 @@ def llama_config(zamba: dict[str, Any], parameters: int) -> dict[str, Any]:
         "tie_word_embeddings": True,
         "max_position_embeddings": 16384,
     }
+
+
+def hold_bitsandbytes() -> None:
+    """Keep bitsandbytes from AVX512-BF16 where ONEDNN_MAX_CPU_ISA keeps oneDNN from it; it asks the processor itself.
+
+    Before zamba_compat is imported, whose adapters ask bitsandbytes.
+    """
+    held = os.environ.get("ONEDNN_MAX_CPU_ISA", "ALL").upper()
+    if held in ("ALL", "DEFAULT", "") or "BF16" in held or "FP16" in held or "AMX" in held:
+        return
+    importlib.import_module("bitsandbytes")
+    for name, module in list(sys.modules.items()):
+        if name.startswith("bitsandbytes.") and hasattr(module, "has_avx512bf16"):
+            module.has_avx512bf16 = lambda: False  # type: ignore[attr-defined]
 
 
 def build(config: dict[str, Any], dtype: torch.dtype, device: str, nf4: bool) -> Any:

@@ -15,11 +15,13 @@ from typing import Any
 
 def main() -> None:
     asked = json.loads(sys.argv[1])
+    from _bench import contestants, measured
+
+    if asked["nf4"]:
+        contestants.hold_bitsandbytes()
     if asked["import"]:
         import zamba_compat  # noqa: F401
     import torch
-
-    from _bench import contestants, measured
 
     device = asked["device"]
     on_gpu = device.startswith("cuda")
