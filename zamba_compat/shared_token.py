@@ -42,7 +42,8 @@ def _gains(
     """What takes the token's products, and which functions are others."""
     found: dict[Callable[..., Any], Handler] = {}
     token: Token | None = None
-    if hidden.device.type != "cpu" or torch.compiler.is_compiling() or autocasts():
+    watched = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
+    if hidden.device.type != "cpu" or watched or autocasts():
         return token, found
     if not torch.is_grad_enabled() and cache is not None:
         token = block_token.token_of(layer, hidden, embedding, cache)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import zamba_compat  # noqa: F401
 from support import synthetic
@@ -137,3 +138,9 @@ def test_what_does_not_gain(
     model.float()
     run(model, case.ids)
     assert not embedding_half._products, "gradients and float32"
+
+
+def test_a_prompt_without_memory(model: Any, halves: list[int]) -> None:
+    with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
+        logits = model(torch.zeros(1, LENGTH, dtype=torch.long)).logits
+    assert logits.shape[:2] == (1, LENGTH) and not halves

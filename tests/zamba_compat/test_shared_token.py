@@ -61,3 +61,15 @@ def test_what_does_not(products: list[str]) -> None:
         assert found(1, Cache(5000), device="meta") == set()
         with torch.autocast("cpu", torch.bfloat16):
             assert found(1, Cache(5000)) == set()
+
+
+def test_while_a_trace_looks_on(products: list[str]) -> None:
+    seen = []
+
+    def traced(x: torch.Tensor) -> torch.Tensor:
+        seen.append(found(1, Cache(5000)))
+        return x + 1
+
+    with torch.no_grad():
+        torch.jit.trace(traced, torch.zeros(2), check_trace=False)
+    assert seen == [set()] and not products
