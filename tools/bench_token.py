@@ -34,8 +34,8 @@ STEPS: tuple[tuple[str, Any, str, Callable[..., Any]], ...] = (
     ("attention in one loop", one_query, "attention", lambda *given, **more: None),
     ("keys and values that grow", growing, "joined", lambda *given, **more: None),
 )
-COPIES = 3  # so many steps look at them
 """Title, and what is replaced by what while a step is not taken yet."""
+COPIES = 3  # with so many steps they are looked at
 
 
 @contextmanager

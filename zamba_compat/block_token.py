@@ -59,13 +59,11 @@ class Token:
     def __bool__(self) -> bool:
         return bool(self._copies)
 
-    def linear(self, input: Any, weight: Any, bias: Any = None) -> Tensor | None:
-        """As F.linear; None where it is not for here."""
-        if type(input) is not Tensor or input.dtype != torch.bfloat16 or input.numel() != input.shape[-1]:
-            return None
-        x, copy = input.reshape(-1), self._copies.get(id(weight))
+    def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
+        """For `linears.linear`, of one row."""
+        x, copy = x[0].contiguous(), self._copies.get(id(weight))
         found = self._plain(x, weight, bias) if copy is None else self._product(copy, x, weight, bias)
-        return None if found is None else found.view(*input.shape[:-1], -1)
+        return None if found is None else found[None]
 
     def _plain(self, x: Tensor, weight: Any, bias: Any) -> Tensor | None:
         """By the weight itself, which is no shared one."""
@@ -111,7 +109,7 @@ class Token:
             return None
         gate_up_proj, down_proj, down, up = (linear.weight for linear in linears)
         first, second = self._copies.get(id(gate_up_proj)), self._copies.get(id(down_proj))
-        x = hidden_state.reshape(-1)
+        x = hidden_state.reshape(-1).contiguous()
         if first is None or second is None or not _go_together(x, gate_up_proj, down, up):
             return None
         both = self._product(first, x, gate_up_proj, adapter=(down, up))

@@ -13,7 +13,7 @@ from torch import Tensor, nn  # noqa: TID253
 from torch.overrides import TorchFunctionMode  # noqa: TID253
 
 SHORT = (torch.bfloat16, torch.float16)
-Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+Product = Callable[[Tensor, Tensor, Tensor | None], Tensor | None]
 
 
 def onednn_on_x86() -> bool:
@@ -58,7 +58,8 @@ class Linears(Instead):
 def linear(product: Product, fits: Callable[[int], bool]) -> Handler:
     """F.linear by another product.
 
-    product: of x [rows, in_features], weight [out_features, in_features] and bias [out_features] or None.
+    product: of x [rows, in_features], weight [out_features, in_features] and bias [out_features] or None; None where it
+        is for PyTorch.
     fits: whether `product` is wanted for a number of rows. Operands that are no plain tensors of one 16-bit dtype on
         a CPU stay with PyTorch.
     """
@@ -68,7 +69,8 @@ def linear(product: Product, fits: Callable[[int], bool]) -> Handler:
         if found is None or not fits(found[0].shape[:-1].numel()):
             return None
         x, weight, bias = found
-        return product(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], len(weight))
+        result = product(x.reshape(-1, x.shape[-1]), weight, bias)
+        return None if result is None else result.view(*x.shape[:-1], len(weight))
 
     return handler
 

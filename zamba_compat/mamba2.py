@@ -90,13 +90,15 @@ def _mix(
     """`mixer_forward` for tokens in an order in which padding does no harm."""
     inner, heads = mixer.intermediate_size, mixer.num_heads
     bc_size = mixer.n_groups * mixer.ssm_state_size
-    given = hidden_states, conv_state, ssm_state, overwrite
-    is_token = conv_state is not None and hidden_states.shape[1] == 1 and kept is None
-    found = _token(mixer, mixer_token.whole, *given) if is_token else None
-    if found is not None:
-        return found
+    found, token = None, _token(mixer, hidden_states, conv_state, ssm_state, overwrite) if kept is None else None
+    if token is not None:
+        found = mixer_token.whole(mixer, hidden_states, **token)
+        if found is not None:
+            return found
     projected = project(mixer.in_proj, hidden_states, "in_proj")
-    found = _token(mixer, mixer_token.between, projected, *given[1:]) if is_token else None
+    if token is not None:
+        with _loaded(mixer.conv1d), _loaded(mixer.norm):
+            found = mixer_token.between(mixer, projected, **token)
     if found is not None:
         y, conv_state, ssm_state = found
         return mixer.out_proj(y.to(hidden_states.dtype)), conv_state, ssm_state
@@ -120,15 +122,13 @@ def _mix(
 
 
 def _token(
-    mixer: Any, loop: Any, x: Tensor, conv_state: Tensor | None, ssm_state: Tensor | None, overwrite: bool
-) -> mixer_token.States | None:
-    """One token with a past, where a loop in C takes it."""
-    if torch.is_grad_enabled() or not _known(x):
+    mixer: Any, x: Tensor, conv_state: Tensor | None, ssm_state: Tensor | None, overwrite: bool
+) -> dict[str, Any] | None:
+    """What `mixer_token` is called with for one token with a past; None where x is none."""
+    if conv_state is None or x.shape[1] != 1 or torch.is_grad_enabled() or not _known(x):
         return None
-    with _loaded(mixer.conv1d), _loaded(mixer.norm):
-        limit = time_step_limit(mixer.config)
-        found: mixer_token.States | None = loop(mixer, x, conv_state, ssm_state, limit=limit, overwrite=overwrite)
-        return found
+    limit = time_step_limit(mixer.config)
+    return {"conv_state": conv_state, "ssm_state": ssm_state, "limit": limit, "overwrite": overwrite}
 
 
 def _with_gradients(

@@ -18,7 +18,7 @@ from torch import Tensor  # noqa: TID253
 from . import block_token, embedding_half, growing, one_query, packed_blocks
 from .block_token import Token, running
 from .blocked import autocasts
-from .linears import Handler, Instead
+from .linears import Handler, Instead, linear
 
 # Tokens from which on attention alone is worth that every function of PyTorch passes by here, which in NF4 are many.
 FEWEST = 512
@@ -48,7 +48,7 @@ def _gains(
     if not torch.is_grad_enabled() and cache is not None:
         token = block_token.token_of(layer, hidden, embedding, cache)
         if token is not None:
-            found[F.linear] = token.linear
+            found[F.linear] = linear(token.product, lambda rows: rows == 1)
         before = int(cache.get_seq_length())
         if hidden.shape[1] == 1 and (token is not None or before >= FEWEST):
             found[F.scaled_dot_product_attention] = one_query.attention

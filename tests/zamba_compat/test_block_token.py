@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +22,6 @@ pytestmark = pytest.mark.skipif(packed.loops() is None or rows.loop() is None, r
 @pytest.fixture(params=["1.2B", "7B"])
 def case(request: pytest.FixtureRequest) -> synthetic.Case:
     return synthetic.case(request.param, length=30, time_step_min=1e-9)
-
-
-@pytest.fixture
-def model(case: synthetic.Case, tmp_path: Path) -> Any:
-    return model_of(case, tmp_path / "model")
-
-
-@pytest.fixture
-def native() -> Iterator[Any]:
-    """Switches the loops on or off, and back on in the end."""
-    yield lambda on: configure(native=on)
-    configure(native=None)
 
 
 @pytest.fixture

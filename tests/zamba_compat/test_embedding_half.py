@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import zamba_compat  # noqa: F401
 from support import synthetic
-from support.tokens import model_of, narrow, off, shared_layers
+from support.tokens import narrow, off, shared_layers
 from zamba_compat import embedding_half
 
 pytest.importorskip("transformers", minversion="4.49")
@@ -23,11 +22,6 @@ LENGTH = 80
 @pytest.fixture(params=["1.2B", "7B"])
 def case(request: pytest.FixtureRequest) -> synthetic.Case:
     return synthetic.case(request.param, length=LENGTH, time_step_min=1e-9)
-
-
-@pytest.fixture
-def model(case: synthetic.Case, tmp_path: Path) -> Any:
-    return model_of(case, tmp_path / "model")
 
 
 @pytest.fixture

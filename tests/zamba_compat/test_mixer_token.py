@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import weakref
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 import zamba_compat  # noqa: F401
 from support import synthetic
-from support.tokens import model_of, narrow, off, prompt, run
+from support.tokens import narrow, off, prompt, run
 from zamba_compat import configure, mixer_token
 from zamba_compat.native import rows, token
 
@@ -24,11 +23,6 @@ pytestmark = pytest.mark.skipif(token.loop() is None or rows.loop() is None, rea
 @pytest.fixture
 def case() -> synthetic.Case:
     return synthetic.case("7B", length=26, time_step_min=1e-9)
-
-
-@pytest.fixture
-def model(case: synthetic.Case, tmp_path: Path) -> Any:
-    return model_of(case, tmp_path / "model")
 
 
 @pytest.fixture

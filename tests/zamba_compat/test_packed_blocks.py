@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import gc
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,8 @@ from torch import Tensor
 
 import zamba_compat  # noqa: F401
 from support import synthetic
-from support.tokens import blocks, decode, model_of, narrow, off, prompt, run, shared_layers
-from zamba_compat import configure, packed_blocks
+from support.tokens import blocks, decode, narrow, off, prompt, run, shared_layers
+from zamba_compat import packed_blocks
 from zamba_compat.native import packed
 
 transformers = pytest.importorskip("transformers", minversion="4.49")
@@ -28,18 +27,6 @@ WEIGHTS += ("feed_forward.gate_up_proj", "feed_forward.down_proj")
 @pytest.fixture(params=["1.2B", "7B"])
 def case(request: pytest.FixtureRequest) -> synthetic.Case:
     return synthetic.case(request.param, length=30, time_step_min=1e-9)
-
-
-@pytest.fixture
-def model(case: synthetic.Case, tmp_path: Path) -> Any:
-    return model_of(case, tmp_path / "model")
-
-
-@pytest.fixture
-def native() -> Iterator[Any]:
-    """Switches the loops on or off, and back on in the end."""
-    yield lambda on: configure(native=on)
-    configure(native=None)
 
 
 def replace_weights(model: Any) -> None:

@@ -12,7 +12,7 @@ from zamba_compat import block_token, embedding_half, growing, packed_blocks, sh
 
 
 class Token:
-    linear = len
+    product = len
 
 
 class Cache:

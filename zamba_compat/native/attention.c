@@ -34,13 +34,6 @@ typedef struct {
     bfloat16 *out; /* [rows, heads, head_dim] */
 } Attention;
 
-/* 16 numbers as two vectors of 8, the even ones and the odd ones. */
-AVX2 INLINE void halves(const bfloat16 *from, __m256 *even, __m256 *odd) {
-    __m256i both = _mm256_loadu_si256((const __m256i *)from);
-    *even = _mm256_castsi256_ps(_mm256_slli_epi32(both, 16));
-    *odd = _mm256_castsi256_ps(_mm256_and_si256(both, _mm256_set1_epi32((int)0xffff0000)));
-}
-
 /* The query's numbers times a key's. query: as halves() gives them. */
 AVX2 INLINE float product(const float *query, const bfloat16 *key, size_t head_dim) {
     __m256 sums[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()}, even, odd;

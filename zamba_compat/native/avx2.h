@@ -2,6 +2,8 @@
 #ifndef ZAMBA_COMPAT_AVX2_H
 #define ZAMBA_COMPAT_AVX2_H
 
+#include "bfloat16.h"
+
 #include <immintrin.h>
 
 #define AVX2 __attribute__((target("avx2,fma")))
@@ -12,6 +14,13 @@ AVX2 static inline float total(__m256 sum) {
     __m128 half = _mm_add_ps(_mm256_castps256_ps128(sum), _mm256_extractf128_ps(sum, 1));
     half = _mm_add_ps(half, _mm_movehl_ps(half, half));
     return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
+}
+
+/* 16 numbers as two vectors of 8, the even ones and the odd ones. */
+AVX2 INLINE void halves(const bfloat16 *from, __m256 *even, __m256 *odd) {
+    __m256i both = _mm256_loadu_si256((const __m256i *)from);
+    *even = _mm256_castsi256_ps(_mm256_slli_epi32(both, 16));
+    *odd = _mm256_castsi256_ps(_mm256_and_si256(both, _mm256_set1_epi32((int)0xffff0000)));
 }
 
 #endif

@@ -225,7 +225,7 @@ EXPORT void zamba_compat_packed_token(const Team *team, const Matrix *matrix, co
     if (up) {
         float *low = room + down->columns;
         bfloat16 *narrow = (bfloat16 *)(low + down->rows);
-        row_product(team, down, x, room, narrow);
+        zamba_compat_rows(team, down, x, room, narrow);
         turned(narrow, down->rows, low);
         job.low = low;
     }

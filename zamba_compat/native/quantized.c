@@ -141,17 +141,13 @@ EXPORT void zamba_compat_quantized_product(const Team *team, const Quantized *ma
     spread(team, multiplied, &job, matrix->rows);
 }
 
-void quantized_product(const Team *team, const Quantized *matrix, const bfloat16 *x, float *room, bfloat16 *y) {
+/* The same of bfloat16, rounded once. */
+EXPORT void zamba_compat_quantized_token(const Team *team, const Quantized *matrix, const bfloat16 *x, float *room,
+                                         bfloat16 *y) {
 #define WIDENED(place, column) room[place] = widened(x[column])
     ARRANGED(matrix->columns, WIDENED);
     Job job = {matrix, 0, room, NULL, y};
     spread(team, multiplied, &job, matrix->rows);
-}
-
-/* The same of bfloat16, rounded once. */
-EXPORT void zamba_compat_quantized_token(const Team *team, const Quantized *matrix, const bfloat16 *x, float *room,
-                                         bfloat16 *y) {
-    quantized_product(team, matrix, x, room, y);
 }
 
 /* Rows from start on, count of them, into y [count, columns]. */

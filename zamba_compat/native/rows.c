@@ -23,13 +23,9 @@ AVX2 static void multiplied(void *given, size_t first, size_t last) {
         job->y[row] = rounded(row_times(job->matrix->data + row * job->matrix->stride, job->x, job->matrix->columns));
 }
 
-void row_product(const Team *team, const Matrix *matrix, const bfloat16 *x, float *room, bfloat16 *y) {
+EXPORT void zamba_compat_rows(const Team *team, const Matrix *matrix, const bfloat16 *x, float *room, bfloat16 *y) {
     Job job = {matrix, room, y};
     turned(x, matrix->columns, room);
     spread(team, multiplied, &job, matrix->rows);
-}
-
-EXPORT void zamba_compat_rows(const Team *team, const Matrix *matrix, const bfloat16 *x, float *room, bfloat16 *y) {
-    row_product(team, matrix, x, room, y);
 }
 #endif

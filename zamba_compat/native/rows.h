@@ -13,13 +13,12 @@ typedef struct {
 #if defined(__x86_64__)
 #include "avx2.h"
 
-#define PAIRS 16 /* weights that are loaded together: the even ones are widened by a shift, the odd ones by a mask */
+#define PAIRS 16 /* weights that are widened together, as halves() gives them */
 #define STEP (2 * PAIRS)
 
 AVX2 INLINE void added_pairs(const bfloat16 *weights, const float *x, __m256 *sums) {
-    __m256i both = _mm256_loadu_si256((const __m256i *)weights);
-    __m256 even = _mm256_castsi256_ps(_mm256_slli_epi32(both, 16));
-    __m256 odd = _mm256_castsi256_ps(_mm256_and_si256(both, _mm256_set1_epi32((int)0xffff0000)));
+    __m256 even, odd;
+    halves(weights, &even, &odd);
     sums[0] = _mm256_fmadd_ps(even, _mm256_loadu_ps(x), sums[0]);
     sums[1] = _mm256_fmadd_ps(odd, _mm256_loadu_ps(x + PAIRS / 2), sums[1]);
 }
@@ -50,10 +49,11 @@ INLINE void turned(const bfloat16 *x, size_t columns, float *out) {
 #endif
 
 /* y [rows] of x [columns], summed in float32. room: [columns]. x86-64 with AVX2. */
-void row_product(const Team *team, const Matrix *matrix, const bfloat16 *x, float *room, bfloat16 *y);
+EXPORT void zamba_compat_rows(const Team *team, const Matrix *matrix, const bfloat16 *x, float *room, bfloat16 *y);
 
 /* The same of a matrix of 4 bits, as quantized.c knows it. */
 typedef struct Quantized Quantized;
-void quantized_product(const Team *team, const Quantized *matrix, const bfloat16 *x, float *room, bfloat16 *y);
+EXPORT void zamba_compat_quantized_token(const Team *team, const Quantized *matrix, const bfloat16 *x, float *room,
+                                         bfloat16 *y);
 
 #endif

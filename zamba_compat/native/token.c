@@ -168,9 +168,9 @@ typedef struct {
 
 static void projected(const Team *team, const Projection *by, const bfloat16 *x, float *room, bfloat16 *y) {
     if (by->plain)
-        row_product(team, by->plain, x, room, y);
+        zamba_compat_rows(team, by->plain, x, room, y);
     else
-        quantized_product(team, by->quantized, x, room, y);
+        zamba_compat_quantized_token(team, by->quantized, x, room, y);
 }
 
 /* A token of one row in bfloat16 with both projections around it: y of x, by in_proj, what is above, and out_proj.
