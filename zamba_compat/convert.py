@@ -162,10 +162,14 @@ def convert(
     text = None if options.calibrate is None else read_text(options.calibrate)
     with ExitStack() as stack:
         checkpoint = stack.enter_context(open_checkpoint(source, allow_pickle=options.allow_pickle))
+        # Before any tensor is read: a destination that will not do is told at once.
+        roots = checkpoint.roots
+        place = Staging(destination, overwrite=options.overwrite, sources=roots)
         staging = None
-        if not options.dry_run:  # before any tensor is read: a destination that will not do is told at once
-            roots = checkpoint.roots
-            staging = stack.enter_context(Staging(destination, overwrite=options.overwrite, sources=roots))
+        if options.dry_run:
+            place.check()
+        else:
+            staging = stack.enter_context(place)
         conversion = prepare(checkpoint, options, progress)
         warnings = list(conversion.notes)
         if staging is not None:

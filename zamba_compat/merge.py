@@ -16,9 +16,10 @@ from zamba_compat.checkpoint.writer import BEGUN, Output, Written, parse_size, s
 from zamba_compat.errors import CheckpointError
 from zamba_compat.merging.card import merge_card
 from zamba_compat.merging.companions import Companions, choose
-from zamba_compat.merging.config import MergeConfig, read_merge_config
+from zamba_compat.merging.config import MergeConfig
 from zamba_compat.merging.parents import Parents, read_parent
 from zamba_compat.merging.plan import MergePlan, make_plan
+from zamba_compat.merging.reading import read_merge_config
 from zamba_compat.merging.report import MergeOptions, MergeReport, grouped
 from zamba_compat.merging.workers import PIECE, Workers
 from zamba_compat.quantize import Quantization, peak_memory, plan, quantized
@@ -59,10 +60,14 @@ def merge(
     with ExitStack() as stack:
         parents = stack.enter_context(Parents())
         checkpoints = parents.open(merging.models, allow_pickle=options.allow_pickle)
+        # Before any tensor is read: a destination that will not do is told at once.
+        roots = [root for checkpoint in checkpoints for root in checkpoint.roots]
+        place = Staging(destination, overwrite=options.overwrite, sources=roots)
         staging = None
-        if not options.dry_run:  # before any tensor is read: a destination that will not do is told at once
-            roots = [root for checkpoint in checkpoints for root in checkpoint.roots]
-            staging = stack.enter_context(Staging(destination, overwrite=options.overwrite, sources=roots))
+        if options.dry_run:
+            place.check()
+        else:
+            staging = stack.enter_context(place)
         choice = options.resolve or merging.resolve
         parents.parents = tuple(
             read_parent(

@@ -17,7 +17,14 @@ from support import synthetic
 from support.reference import forward, relative_difference
 from support.synthetic import Config, State
 from zamba_compat.convert import Options, Report, convert
-from zamba_compat.errors import CheckpointError, ConfigError, DivergentCopiesError, MissingTensorError, ZambaCompatError
+from zamba_compat.errors import (
+    CheckpointError,
+    ConfigError,
+    DestinationError,
+    DivergentCopiesError,
+    MissingTensorError,
+    ZambaCompatError,
+)
 
 CONFIG = synthetic.make_config("7B")
 STATE = synthetic.make_state(CONFIG, dtype=torch.bfloat16)
@@ -118,6 +125,15 @@ def test_a_dry_run_writes_nothing(run: Callable[..., Report], tmp_path: Path) ->
     report = run(synthetic.to_divergent(STATE, CONFIG), resolve="absorb", dry_run=True)
     assert not report.written and report.residuals and report.shards
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_a_dry_run_looks_at_the_destination(run: Callable[..., Report], tmp_path: Path) -> None:
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made" / "thesis.tex").touch()
+    with pytest.raises(DestinationError, match="not empty"):
+        run(STATE, dry_run=True)
+    assert run(STATE, dry_run=True, overwrite=True).shards
+    assert [path.name for path in (tmp_path / "made").iterdir()] == ["thesis.tex"]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])

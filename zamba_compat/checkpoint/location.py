@@ -60,7 +60,7 @@ def locate(source: str | os.PathLike[str]) -> Location:
         reason = getattr(error, "strerror", None) or str(error)
         _refuse(f"It cannot be read: {reason}.", ascii(str(path)[:200]), "Check the path.")
     name = None
-    if not os.path.lexists(path) and _HUB_ID.fullmatch(str(source)):
+    if not os.path.lexists(path) and is_hub_id(str(source)):
         name = str(source)
         path = _cached(name)
     if path.is_dir():
@@ -73,6 +73,11 @@ def locate(source: str | os.PathLike[str]) -> Location:
         if bare.endswith(suffixes):
             return _location(directory, directory / path.name, format, None, None)
     _refuse("This is no file of weights and no index.", str(path), "Give a .safetensors file or its index.json.")
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name has the form of a model's on the hub, OWNER/NAME."""
+    return _HUB_ID.fullmatch(name) is not None
 
 
 def companions(directory: Path, shards: frozenset[str]) -> tuple[tuple[Path, ...], tuple[str, ...], tuple[str, ...]]:

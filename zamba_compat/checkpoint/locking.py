@@ -45,11 +45,30 @@ class WorkingDirectory:
             while self._fd < 0:
                 self._try()
         except OSError as error:
-            raise DestinationError(
-                f"Nothing can be written beside it: {error.strerror or error}.",
-                where=str(self._destination),
-                remedy="Choose another destination, or make its parent directory writable.",
-            ) from error
+            raise self._failure(error) from error
+
+    def check(self) -> None:
+        """Refuse a place where no directory could be made; nothing is touched.
+
+        Raises:
+            DestinationError: the place is not writable.
+        """
+        parent = self.path.parent
+        try:
+            if not parent.is_dir():
+                code = errno.ENOTDIR if os.path.lexists(parent) else errno.ENOENT
+                raise OSError(code, os.strerror(code))
+            if not os.access(parent, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        except OSError as error:
+            raise self._failure(error) from error
+
+    def _failure(self, error: OSError) -> DestinationError:
+        return DestinationError(
+            f"Nothing can be written beside it: {error.strerror or error}.",
+            where=str(self._destination),
+            remedy="Choose another destination, or make its parent directory writable.",
+        )
 
     def release(self, *, keep: bool = False) -> None:
         """Let go of the directory and remove it, or `keep` it for the next run where it could not be emptied."""

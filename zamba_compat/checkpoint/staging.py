@@ -57,6 +57,16 @@ class Staging:
         self.files: dict[str, tuple[int, str]] = {}
         self._exit = ExitStack()
 
+    def check(self) -> None:
+        """Refuse what the `with` block would refuse, as far as it can be seen without touching anything.
+
+        Raises:
+            DestinationError: as the `with` block, but for a destination that is in use.
+        """
+        self._refuse_overlap()
+        self._refuse_content()
+        self._working.check()
+
     def __enter__(self) -> Staging:
         """Lock the destination, clean up after a killed run, make the directory.
 

@@ -43,7 +43,8 @@ def run(options: argparse.Namespace) -> int:
         except KeyboardInterrupt:  # an answer was stopped; at the prompt it ends the generator, and with it the loop
             print(flush=True)
     if options.json:
-        print(json.dumps({"messages": chat.messages, "answers": [one.as_dict() for one in answers]}, indent=2))
+        told = [one.as_dict() for one in answers]
+        print(json.dumps({"messages": chat.messages, "answers": told, "refused": chat.refused}, indent=2))
     elif answers and not options.quiet:
         print(inference.figures(answers[-1]), file=sys.stderr)
     return 0

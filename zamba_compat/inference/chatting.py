@@ -19,12 +19,16 @@ HELP = "/reset forgets the conversation, /system TEXT sets the system message, /
 
 @dataclass
 class Chat:
-    """Attributes: the model; how to sample; the system message, "" for none; the messages so far."""
+    """Attributes: the model; how to sample; the system message, "" for none; the messages so far.
+
+    refused: what `converse` could not put to the model, {"content": the turn, "error": why}.
+    """
 
     loaded: Loaded
     sampling: Sampling = field(default_factory=Sampling)
     system: str = ""
     messages: list[dict[str, str]] = field(default_factory=list)
+    refused: list[dict[str, str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         require_template(self.loaded)
@@ -81,6 +85,7 @@ def converse(
             try:
                 answers.append(chat.ask(text, write))
             except CheckpointError as error:  # the conversation goes on: /reset is the remedy
+                chat.refused.append({"content": text, "error": str(error)})
                 write(f"({error})")
             write("\n")
     return answers

@@ -23,7 +23,7 @@ class Sampling:
     Attributes:
         max_new_tokens: the most tokens of an answer.
         temperature: 0 takes the likeliest token each time (greedy).
-        top_p, top_k: sample from the likeliest tokens only; 1.0 and 0 switch each off.
+        top_p, top_k: sample from the likeliest tokens only; 1.0 and 0 switch each off. Both want a temperature.
         repetition_penalty: above 1 makes tokens that have been used less likely.
     """
 
@@ -43,6 +43,11 @@ class Sampling:
         ):
             if wrong:
                 raise ZambaCompatError(f"{what}.", remedy="Give another value.")
+        if self.temperature == 0 and (self.top_p < 1 or self.top_k > 0):
+            raise ZambaCompatError(
+                "top_p and top_k say what to sample from, and at temperature 0 nothing is sampled.",
+                remedy="Give a temperature, such as 1, or leave them out.",
+            )
 
     def words(self) -> dict[str, Any]:
         """The arguments of `generate`; a value that greedy search does not know is left out."""

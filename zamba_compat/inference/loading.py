@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import sys
 import time
@@ -9,9 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from zamba_compat.checkpoint.location import is_hub_id
 from zamba_compat.errors import CheckpointError, ZambaCompatError
 
 from . import ablations
+from .messages import leave_out
 
 LOADS = ("auto", "4bit", "8bit", "bf16", "fp16", "fp32")
 _DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
@@ -73,6 +76,8 @@ def load(name: str, how: Loading | None = None) -> Loaded:
         from transformers.utils import logging
 
         logging.disable_progress_bar()
+    leave_out()
+    _refuse_path(name)
     device = device_of(how.device)
     words = _words(name, how, device)
     start = time.perf_counter()
@@ -155,7 +160,8 @@ def _words(name: str, how: Loading, device: str) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise _absent(name, error) from error
     stored = _stored_quantization(config)
-    words: dict[str, Any] = {"torch_dtype": _DTYPES.get(how.load, "auto")}
+    dtype = _dtype_word()
+    words: dict[str, Any] = {dtype: _DTYPES.get(how.load, "auto")}
     if how.ablate is not None:
         words["config"] = ablations.changed(config, how.ablate, name)
     if stored is not None:
@@ -179,8 +185,16 @@ def _words(name: str, how: Loading, device: str) -> dict[str, Any]:
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=torch.bfloat16,
         )
-        words["torch_dtype"] = torch.bfloat16
+        words[dtype] = torch.bfloat16
     return words
+
+
+def _dtype_word() -> str:
+    """What from_pretrained calls a dtype: torch_dtype, of which transformers warns since 4.56 (#39782)."""
+    import transformers
+    from packaging.version import Version
+
+    return "dtype" if Version(transformers.__version__) >= Version("4.56") else "torch_dtype"
 
 
 def _stored_quantization(config: Any) -> str | None:
@@ -194,10 +208,27 @@ def _stored_quantization(config: Any) -> str | None:
     return "8bit" if words.get("load_in_8bit") or words.get("_load_in_8bit") else "4bit"
 
 
+def _refuse_path(name: str) -> None:
+    """Refuse what can only be a path and is none, before the hub is asked for it, again and again where it is away."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if os.path.isdir(name) or (is_hub_id(name) and not Path(name).parent.is_dir()):
+        return
+    try:
+        cached = isinstance(try_to_load_from_cache(name, "config.json"), str)
+    except ValueError:  # no name that the hub could have
+        cached = False
+    if not cached:
+        raise CheckpointError("There is no such directory.", where=name, remedy=_remedy(name))
+
+
 def _absent(name: str, error: Exception) -> CheckpointError:
-    what = "There is no such directory" if not Path(name).is_dir() else "No model can be loaded from there"
-    remedy = f"Give a checkpoint's directory, or a model of the hub in the local cache. zamba-compat inspect {name}"
-    return CheckpointError(f"{what}: {_line(error)}", where=name, remedy=remedy)
+    what = "No model can be loaded from there" if os.path.isdir(name) else "There is no such directory"
+    return CheckpointError(f"{what}: {_line(error)}", where=name, remedy=_remedy(name))
+
+
+def _remedy(name: str) -> str:
+    return f"Give a checkpoint's directory, or a model of the hub in the local cache. zamba-compat inspect {name}"
 
 
 def _line(error: Exception) -> str:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _LAYER = re.compile(r"(.*?\b(?:layers|h|blocks)\.)([0-9]{1,6})(\..+)")
 _NUMBER_OF_LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 _BETWEEN = ":"  # between a parent's number and a stored name
 
 
@@ -81,6 +82,12 @@ class Parent:
         )
 
     @property
+    def ties_head(self) -> bool:
+        """Whether its head is its embedding."""
+        tied = self.config.get("tie_word_embeddings") if self.sharing is None else self.sharing.tied_embeddings
+        return bool(tied) and HEAD not in self.recipes and _EMBEDDING in self.recipes
+
+    @property
     def architecture(self) -> str:
         """Such as "zamba2", for comparing and for messages."""
         return str(self.config.get("model_type") or "unknown")
@@ -92,11 +99,9 @@ class Parent:
 
     def canonical(self, name: str) -> str:
         """The name in `recipes` of a tensor that is called `name` at its own layer."""
-        if self.sharing is not None:
-            return self.sharing.canonical_key(name)
-        if name == "lm_head.weight" and name not in self.recipes and self.config.get("tie_word_embeddings"):
-            return "model.embed_tokens.weight"
-        return name
+        if name == HEAD and self.ties_head:
+            return _EMBEDDING
+        return name if self.sharing is None else self.sharing.canonical_key(name)
 
     def recipe(self, name: str) -> Recipe:
         """That of `recipes`, its sources named as `Parents` knows them."""

@@ -19,7 +19,7 @@ from zamba_compat.sharing import SharingMap
 from .config import MergeConfig
 from .layers import stack
 from .methods import METHODS
-from .parents import Parent, Parents
+from .parents import HEAD, Parent, Parents
 from .sums import Blend, Sum, Weighted
 from .values import Values
 from .workers import Workers
@@ -89,6 +89,8 @@ def make_plan(config: MergeConfig, parents: Parents, workers: Workers, dtype: st
             )
         sharing = sharing.untied()
     names = _names(base, sharing)
+    heads = {parent.model for parent in parents if HEAD in parent.recipes} if base.ties_head else set()
+    names += [HEAD] if heads else []
     notes = _compare_architectures(base, parents)
     values = Values(config, parents, stack(config, parents), sharing)
     values.check_filters(names)
@@ -105,6 +107,9 @@ def make_plan(config: MergeConfig, parents: Parents, workers: Workers, dtype: st
         if (used, total) != ((base.model,), None) and info.dtype not in _FLOATS:
             notes.append(f"{name} holds no floating-point numbers and stays the base's.")
             used, total, share = (base.model,), None, None
+        if name == HEAD and heads and not heads & set(used):
+            heads = set()
+            continue
         sources = {model: values.stored_as(name, model) for model in used}
         _check_tensors(name, info, sources, parents, config)
         recipe, blend = _recipe(info, sources, total, parents, workers, word if own not in base.unknown else None)
@@ -114,6 +119,11 @@ def make_plan(config: MergeConfig, parents: Parents, workers: Workers, dtype: st
         layers = layers_of(name, sharing)
         decisions.append(Decision(name, layers, None if share is None else dict(share.weights), used))
     written = _config(base, sharing, {output.dtype for output in outputs})
+    if heads:
+        written["tie_word_embeddings"] = False
+        notes.append(
+            f"{listed(sorted(heads))} has a head of its own, and so has the result (tie_word_embeddings: false)."
+        )
     return MergePlan(sharing, written, tuple(outputs), tuple(decisions), blends, tuple(notes))
 
 
@@ -172,7 +182,7 @@ def _compare_architectures(base: Parent, parents: Parents) -> list[str]:
         if one is not None and other is not None:
             extra = [n for n in parent.recipes if n not in parent.unknown and base.canonical(n) not in base.recipes]
         else:
-            tied = {"lm_head"} if parent.config.get("tie_word_embeddings") else set()
+            tied = {kind_of(HEAD)} if parent.config.get("tie_word_embeddings") or base.ties_head else set()
             known = {kind_of(name) for name in base.recipes} | tied
             extra = [name for name in parent.recipes if kind_of(name) not in known]
         if not extra:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -90,3 +91,15 @@ def test_another_takes_over_between_open_and_lock(tmp_path: Path, monkeypatch: p
 def test_a_name_that_is_too_long(tmp_path: Path) -> None:
     with pytest.raises(DestinationError, match="too long"):
         WorkingDirectory(tmp_path / ("x" * 250)).acquire()
+
+
+@pytest.mark.parametrize(("kind", "told"), [("none", "No such file"), ("file", "Not a directory"), ("there", None)])
+def test_looked_at_beforehand(kind: str, told: str | None, tmp_path: Path) -> None:
+    parent = tmp_path / "parent"
+    if kind != "none":
+        parent.touch() if kind == "file" else parent.mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    for attempt in ("check", "acquire")[: 1 if told is None else 2]:
+        with nullcontext() if told is None else pytest.raises(DestinationError, match=told):
+            getattr(WorkingDirectory(parent / "d"), attempt)()
+    assert sorted(tmp_path.rglob("*")) == before

@@ -67,14 +67,17 @@ def test_standard_input_that_is_no_text(
 
 
 def test_chat(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "stdin", io.StringIO("hello\n/reset\nimport \n"))
+    monkeypatch.setattr(sys, "stdin", io.StringIO("hello\n/reset\nno\nimport \n"))
     assert main(["chat", str(TINY)]) == 3
     assert "no chat template" in capsys.readouterr().err
     shutil.copytree(TINY, tmp_path / "a")
-    (tmp_path / "a" / "chat_template.jinja").write_text("{{ bos_token }}{{ messages[-1].content }}")
+    refusing = "{% if messages[-1].content == 'no' %}{{ raise_exception('never') }}{% endif %}"
+    (tmp_path / "a" / "chat_template.jinja").write_text(refusing + "{{ bos_token }}{{ messages[-1].content }}")
     assert main(["chat", str(tmp_path / "a"), "--max-new-tokens", "3", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["messages"][0]["content"] == "import" and len(found["answers"]) == 2
+    (refused,) = found["refused"]
+    assert refused["content"] == "no" and "refuses: never" in refused["error"]
 
 
 def test_a_batch_is_not_gone_on_with_by_another_model_of_the_same_name(

@@ -54,8 +54,11 @@ def test_commands(talker: Loaded) -> None:
 def test_a_refused_turn_does_not_end_it(talker: Loaded) -> None:
     written: list[str] = []
     most = talker.model.config.max_position_embeddings
-    answers = converse(Chat(talker, FEW), ["a" * most, "hello"], written.append)
+    chat = Chat(talker, FEW)
+    answers = converse(chat, ["a" * most, "hello"], written.append)
     assert "/reset forgets it" in written[0] and len(answers) == 1
+    (refused,) = chat.refused
+    assert refused["content"] == "a" * most and f"({refused['error']})" == written[0]
 
 
 def test_interrupted_turn_leaves_the_history(talker: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:

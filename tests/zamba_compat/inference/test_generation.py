@@ -58,7 +58,7 @@ def test_rate_of_one_token() -> None:
 @pytest.mark.parametrize(
     "wrong",
     [{"max_new_tokens": 0}, {"temperature": -1}, {"temperature": float("nan")}, {"top_p": 0}, {"top_p": 1.1},
-     {"top_k": -1}, {"repetition_penalty": 0}],
+     {"top_k": -1}, {"repetition_penalty": 0}, {"top_p": 0.5}, {"top_k": 5}],
 )  # fmt: skip
 def test_wrong_values(wrong: dict[str, float]) -> None:
     with pytest.raises(ZambaCompatError, match=next(iter(wrong))):

@@ -56,9 +56,25 @@ def test_quantized_in_another_way(tmp_path: Path) -> None:
         load(str(tmp_path / "made"), Loading(load="4bit"))
 
 
-def test_no_checkpoint(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="There is no such directory"):
-        load(str(tmp_path / "nowhere"))
+def test_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "transformers.AutoConfig.from_pretrained", lambda name: pytest.fail(f"the hub is asked: {name}")
+    )
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").mkdir()
+    for name in (
+        str(tmp_path / "nowhere"),
+        "nowhere",
+        "models/nowhere",
+        "./nowhere",
+        "../nowhere/",
+        "no where",
+        "a\0b",
+        "",
+    ):
+        with pytest.raises(CheckpointError, match=r"There is no such directory\."):
+            load(name)
+    monkeypatch.undo()
     with pytest.raises(CheckpointError, match="No model can be loaded"):
         load(str(tmp_path))
 

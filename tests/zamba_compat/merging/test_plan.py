@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,8 @@ import pytest
 import torch
 
 from support.merges import parents, read, slerp_of, write
-from zamba_compat.errors import CheckpointError, ConfigError
-from zamba_compat.merge import merge
+from zamba_compat.errors import CheckpointError, ConfigError, DestinationError
+from zamba_compat.merge import MergeOptions, merge
 
 
 def test_other_heads_are_refused(tmp_path: Path) -> None:
@@ -57,3 +58,58 @@ def test_a_base_that_models_leaves_out_takes_part_in_linear(tmp_path: Path) -> N
     for key, tensor in read(tmp_path / "out").items():
         wanted = 0.5 * base[key].double() + 0.25 * other[key].double()
         assert torch.allclose(tensor.double(), wanted, rtol=2**-7, atol=1e-6), key
+
+
+@pytest.mark.parametrize("base_is_tied", [True, False])
+@pytest.mark.parametrize("quantize", [None, "nf4"])
+def test_a_head_of_ones_own_meets_the_embedding(base_is_tied: bool, quantize: str | None, tmp_path: Path) -> None:
+    """A model that ties them has the one for the other."""
+    if quantize:
+        pytest.importorskip("bitsandbytes")
+    config, base, other = parents()
+    head = {"lm_head.weight": torch.randn(base["model.embed_tokens.weight"].shape).bfloat16()}
+    states = (base, other | head) if base_is_tied else (base | head, other)
+    changes: list[dict[str, Any]] = [{}, {"tie_word_embeddings": False}]
+    first, second = write(tmp_path, config, *states, changes=changes if base_is_tied else changes[::-1])
+    words: dict[str, Any] = {"merge_method": "linear", "base_model": str(first)}
+    words["models"] = [{"model": str(path), "parameters": {"weight": 0.5}} for path in (first, second)]
+    report = merge(words, tmp_path / "out", MergeOptions(quantize=quantize))
+    merged = read(tmp_path / "out")
+    embeddings = [state["model.embed_tokens.weight"] for state in states]
+    for name, pair in {
+        "model.embed_tokens.weight": embeddings,
+        "lm_head.weight": [state.get("lm_head.weight", own) for state, own in zip(states, embeddings, strict=True)],
+    }.items():
+        wanted = (pair[0].double() + pair[1].double()) / 2
+        assert torch.allclose(merged[name].double(), wanted, rtol=2**-7, atol=1e-6), name
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["tie_word_embeddings"] is False
+    assert any("head of its own" in warning for warning in report.warnings) == base_is_tied
+
+
+def test_a_head_that_nothing_takes_stays_tied(tmp_path: Path) -> None:
+    config, base, other = parents()
+    head = {"lm_head.weight": other["model.embed_tokens.weight"] * 2}
+    first, second = write(tmp_path, config, base, other | head, changes=({}, {"tie_word_embeddings": False}))
+    words = slerp_of(first, second, config["num_hidden_layers"], [{"filter": "mamba", "value": 0.5}])
+    report = merge(words, tmp_path / "out")
+    assert "lm_head.weight" not in read(tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "config.json").read_text()).get("tie_word_embeddings", True)
+    assert not any("head of its own" in warning for warning in report.warnings)
+
+
+@pytest.mark.parametrize("kind", ["file", "full", "no parent", "source"])
+def test_a_dry_run_looks_at_the_destination(kind: str, tmp_path: Path) -> None:
+    config, base, other = parents()
+    first, second = write(tmp_path, config, base, other)
+    words = slerp_of(first, second, config["num_hidden_layers"], 0.5)
+    place = {"no parent": tmp_path / "a" / "b", "source": first}.get(kind, tmp_path / "out")
+    if kind == "file":
+        place.touch()
+    elif kind == "full":
+        place.mkdir()
+        (place / "thesis.tex").touch()
+    before = sorted(tmp_path.rglob("*"))
+    for dry_run in (True, False):
+        with pytest.raises(DestinationError):
+            merge(words, place, MergeOptions(dry_run=dry_run))
+    assert sorted(tmp_path.rglob("*")) == before
