@@ -61,9 +61,10 @@ class Token:
 
     def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
         """For `linears.linear`, of one row."""
-        x, copy = x[0].contiguous(), self._copies.get(id(weight))
-        found = self._plain(x, weight, bias) if copy is None else self._product(copy, x, weight, bias)
-        return None if found is None else found[None]
+        with torch._C.DisableTorchFunction():  # each of PyTorch's functions would ask whether it is another here
+            x, copy = x[0].contiguous(), self._copies.get(id(weight))
+            found = self._plain(x, weight, bias) if copy is None else self._product(copy, x, weight, bias)
+            return None if found is None else found[None]
 
     def _plain(self, x: Tensor, weight: Any, bias: Any) -> Tensor | None:
         """By the weight itself, which is no shared one."""
@@ -178,5 +179,5 @@ def running_mlp(mlp: Any, hidden_state: Tensor, layer_idx: int) -> Tensor | None
     token = _running.token
     if token is None:
         return None
-    with torch._C.DisableTorchFunction():  # each of PyTorch's functions would ask whether it is another here
+    with torch._C.DisableTorchFunction():  # as in Token.product
         return token.mlp(mlp, hidden_state, layer_idx)

@@ -88,8 +88,8 @@ def _operands(input: Any, weight: Any, bias: Any = None) -> tuple[Tensor, Tensor
     return (input, weight, bias) if weight.dim() == 2 else None
 
 
-def forward_within(original: Any, context: Callable[[Tensor, int], AbstractContextManager[object] | None]) -> Any:
-    """The forward of a causal language model, in the context for its embedding weight and its rows of input.
+def forward_within(original: Any, context: Callable[[Any, int], AbstractContextManager[object] | None]) -> Any:
+    """The forward of a causal language model, in the context for the model and its rows of input.
 
     Rows are tokens times batch. `context` returns None where nothing is to be changed.
     """
@@ -98,7 +98,7 @@ def forward_within(original: Any, context: Callable[[Tensor, int], AbstractConte
         tokens = args[0] if args else kwargs.get("input_ids")
         embedded = kwargs.get("inputs_embeds")
         rows = tokens.numel() if tokens is not None else 0 if embedded is None else embedded.shape[:-1].numel()
-        found = context(self.model.embed_tokens.weight, rows)
+        found = context(self, rows)
         if found is None:
             return original(self, *args, **kwargs)
         with found:

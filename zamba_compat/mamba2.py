@@ -92,7 +92,8 @@ def _mix(
     bc_size = mixer.n_groups * mixer.ssm_state_size
     found, token = None, _token(mixer, hidden_states, conv_state, ssm_state, overwrite) if kept is None else None
     if token is not None:
-        found = mixer_token.whole(mixer, hidden_states, **token)
+        with torch._C.DisableTorchFunction():  # each of PyTorch's functions would ask whether it is another here
+            found = mixer_token.whole(mixer, hidden_states, **token)
         if found is not None:
             return found
     projected = project(mixer.in_proj, hidden_states, "in_proj")

@@ -17,6 +17,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import cache
+from typing import Any
 
 import torch  # noqa: TID253
 from torch import Tensor  # noqa: TID253
@@ -38,9 +39,22 @@ def gains(weight: Tensor, rows: int) -> bool:
     )
 
 
-def faster() -> AbstractContextManager[object]:
-    """The context in which products of one row are fastest here."""
-    return Linears(_vector_product, lambda rows: rows == 1) if has_tiles() else own_kernel()
+def faster(model: Any) -> AbstractContextManager[object] | None:
+    """The context in which a Zamba2ForCausalLM's products of one row are fastest here.
+
+    With tiles every function of PyTorch passes by it, thousands a token: for a quantized model, whose head alone is a
+    product in bfloat16, that takes longer than it saves, and there is None.
+    """
+    if not has_tiles():
+        return own_kernel()
+    layer = model.model.layers[0]
+    mixer = layer.mamba if hasattr(layer, "mamba") else layer.mamba_decoder.mamba
+    weight = getattr(mixer.in_proj, "weight", None)
+    return Linears(_vector_product, _is_one) if getattr(weight, "dtype", None) == torch.bfloat16 else None
+
+
+def _is_one(rows: int) -> bool:
+    return rows == 1
 
 
 def _vector_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

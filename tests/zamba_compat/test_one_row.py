@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -81,14 +83,32 @@ def test_what_gains() -> None:
         assert not one_row.gains(weight.to("meta"), 1)
 
 
+def model_of(in_proj: Any, *, hybrid: bool = False) -> Any:
+    """As much of a model as is looked at."""
+    mamba = SimpleNamespace(in_proj=in_proj)
+    layer = SimpleNamespace(mamba_decoder=SimpleNamespace(mamba=mamba)) if hybrid else SimpleNamespace(mamba=mamba)
+    return SimpleNamespace(model=SimpleNamespace(layers=[layer]))
+
+
 @pytest.mark.parametrize("tiles", [True, False])
 @pytest.mark.parametrize("bias", [True, False])
-def test_the_faster_product_is_right(tiles: bool, bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("hybrid", [True, False])
+def test_the_faster_product_is_right(tiles: bool, bias: bool, hybrid: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(one_row, "has_tiles", lambda: tiles)
     layer = torch.nn.Linear(130, 33, bias=bias).bfloat16()
     x = torch.randn(1, 1, 130).bfloat16()
-    with torch.no_grad(), one_row.faster():
+    context = one_row.faster(model_of(layer, hybrid=hybrid))
+    assert context is not None
+    with torch.no_grad(), context:
         got = layer(x)
     wanted = torch.nn.functional.linear(x.double(), layer.weight.double(), layer.bias.double() if bias else None)
     assert got.shape == (1, 1, 33)
     assert (got.double() - wanted).abs().max() < 2**-7 * wanted.abs().max()
+
+
+@pytest.mark.parametrize("projection", [SimpleNamespace(weight=torch.zeros(4, 1, dtype=torch.uint8)), object()])
+def test_a_quantized_model_with_tiles_has_too_few_to_gain(projection: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(one_row, "has_tiles", lambda: True)
+    assert one_row.faster(model_of(projection)) is None
+    monkeypatch.setattr(one_row, "has_tiles", lambda: False)
+    assert one_row.faster(model_of(projection)) is not None

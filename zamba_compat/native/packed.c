@@ -37,6 +37,7 @@ typedef struct {
     const float *low; /* what its first matrix made of x, turned */
     float *y;         /* [rows], or null where it goes to `out` */
     bfloat16 *out;    /* [rows] */
+    int together;
     int differs;
 } Job;
 
@@ -92,10 +93,10 @@ static void packed(void *given, size_t first, size_t last) {
 
 /* Of each code the high byte. */
 AVX2 INLINE __m256i table(unsigned base) {
-    uint8_t bytes[16];
-    for (unsigned code = 0; code < 16; code++)
-        bytes[code] = (uint8_t)((code & 8) << 4 | (code & 7 ? base + (code & 7) : 0));
-    return _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)bytes));
+    const __m256i sign = _mm256_broadcastsi128_si256(_mm_set_epi64x((int64_t)0x8080808080808080u, 0));
+    const __m256i above = _mm256_set1_epi64x(0x0706050403020100), zero = _mm256_setzero_si256();
+    __m256i exponent = _mm256_add_epi8(above, _mm256_set1_epi8((char)base));
+    return _mm256_or_si256(sign, _mm256_andnot_si256(_mm256_cmpeq_epi8(above, zero), exponent));
 }
 
 /* Half a chunk's high bytes. */
@@ -116,28 +117,51 @@ AVX2 INLINE void added(__m256i table, const uint8_t *chunk, int half, const floa
     }
 }
 
-/* Row by row and without asking ahead: a single stream is what processors are quickest to foresee. */
+/* `count` rows' chunks times x. */
+AVX2 INLINE void chunks_times(const Job *job, size_t row, size_t count, float *y) {
+    size_t chunks = job->matrix->columns / CHUNK;
+    const uint8_t *chunk = job->packed->data + row * chunks * BYTES;
+    __m256i high[TOGETHER];
+    __m256 sums[TOGETHER][4];
+    for (size_t k = 0; k < count; k++) {
+        high[k] = table(job->packed->base[row + k]);
+        for (int part = 0; part < 4; part++) sums[k][part] = _mm256_setzero_ps();
+    }
+    for (size_t i = 0; i < chunks; i++, chunk += BYTES)
+        for (size_t k = 0; k < count; k++) {
+            const uint8_t *at = chunk + k * chunks * BYTES;
+            if (count > 1) ask_ahead(at, i * BYTES, chunks * BYTES);
+            if (count > 1) ask_ahead(at + BYTES / 2, i * BYTES, chunks * BYTES);
+            added(high[k], at, 0, job->x + i * CHUNK, sums[k]);
+            added(high[k], at, 1, job->x + i * CHUNK, sums[k]);
+        }
+    for (size_t k = 0; k < count; k++)
+        y[k] = total(_mm256_add_ps(_mm256_add_ps(sums[k][0], sums[k][1]), _mm256_add_ps(sums[k][2], sums[k][3])));
+}
+
+/* What is added to a row's product, and where it goes. */
+AVX2 INLINE void finished(const Job *job, size_t row, float y) {
+    const Packed *from = job->packed;
+    for (uint32_t at = from->offset[row]; at < from->offset[row + 1]; at++) y += from->value[at] * job->x[from->column[at]];
+    if (job->plus) y += job->plus[row] * job->times;
+    if (job->up) y += row_times(job->up->data + row * job->up->stride, job->low, job->up->columns);
+    if (job->y)
+        job->y[row] = y;
+    else
+        job->out[row] = rounded(y);
+}
+
 AVX2 static void multiplied(void *given, size_t first, size_t last) {
     const Job *job = given;
-    const Packed *from = job->packed;
-    size_t chunks = job->matrix->columns / CHUNK;
-    for (size_t row = first; row < last; row++) {
-        const uint8_t *chunk = from->data + row * chunks * BYTES;
-        __m256i high = table(from->base[row]);
-        __m256 sums[4] = {_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps()};
-        for (size_t i = 0; i < chunks; i++, chunk += BYTES) {
-            added(high, chunk, 0, job->x + i * CHUNK, sums);
-            added(high, chunk, 1, job->x + i * CHUNK, sums);
-        }
-        float y = total(_mm256_add_ps(_mm256_add_ps(sums[0], sums[1]), _mm256_add_ps(sums[2], sums[3])));
-        for (uint32_t at = from->offset[row]; at < from->offset[row + 1]; at++)
-            y += from->value[at] * job->x[from->column[at]];
-        if (job->plus) y += job->plus[row] * job->times;
-        if (job->up) y += row_times(job->up->data + row * job->up->stride, job->low, job->up->columns);
-        if (job->y)
-            job->y[row] = y;
-        else
-            job->out[row] = rounded(y);
+    size_t rows = job->matrix->rows, row = first * TOGETHER, end = last * TOGETHER < rows ? last * TOGETHER : rows;
+    float y[TOGETHER];
+    for (; job->together && row + TOGETHER <= end; row += TOGETHER) {
+        chunks_times(job, row, TOGETHER, y);
+        for (size_t k = 0; k < TOGETHER; k++) finished(job, row + k, y[k]);
+    }
+    for (; row < end; row++) {
+        chunks_times(job, row, 1, y);
+        finished(job, row, y[0]);
     }
 }
 
@@ -211,8 +235,8 @@ EXPORT int zamba_compat_packed_same(const Team *team, const Matrix *matrix, cons
 /* y [rows] of x [columns]; of the matrix only its sizes are looked at. */
 EXPORT void zamba_compat_packed_product(const Team *team, const Matrix *matrix, const Packed *packed, const float *x,
                                         float *y) {
-    Job job = {.matrix = matrix, .packed = packed, .x = x, .y = y};
-    spread(team, multiplied, &job, matrix->rows);
+    Job job = {.matrix = matrix, .packed = packed, .x = x, .y = y, .together = team->together};
+    spread(team, multiplied, &job, groups_of(matrix->rows));
 }
 
 /* The same of bfloat16; and plus * times, and an adapter's up * (down * x), where they are given.
@@ -221,7 +245,8 @@ EXPORT void zamba_compat_packed_product(const Team *team, const Matrix *matrix, 
 EXPORT void zamba_compat_packed_token(const Team *team, const Matrix *matrix, const Packed *packed, const bfloat16 *x,
                                       const float *plus, float times, const Matrix *down, const Matrix *up, float *room,
                                       bfloat16 *y) {
-    Job job = {.matrix = matrix, .packed = packed, .x = room, .plus = plus, .times = times, .up = up, .out = y};
+    Job job = {.matrix = matrix, .packed = packed, .x = room, .plus = plus, .times = times, .up = up, .out = y,
+               .together = team->together};
     if (up) {
         float *low = room + down->columns;
         bfloat16 *narrow = (bfloat16 *)(low + down->rows);
@@ -230,6 +255,6 @@ EXPORT void zamba_compat_packed_token(const Team *team, const Matrix *matrix, co
         job.low = low;
     }
     for (size_t i = 0; i < matrix->columns; i++) room[i] = widened(x[i]);
-    spread(team, multiplied, &job, matrix->rows);
+    spread(team, multiplied, &job, groups_of(matrix->rows));
 }
 #endif

@@ -36,6 +36,35 @@ AVX2 INLINE float row_times(const bfloat16 *weights, const float *x, size_t colu
     return y;
 }
 
+/* The rows of a matrix as one thread after the other takes them: TOGETHER at a time, the last ones fewer. */
+#define TOGETHER 4
+#define AHEAD 2048 /* bytes that are asked for ahead of where each of them is read */
+
+static inline size_t groups_of(size_t rows) { return (rows + TOGETHER - 1) / TOGETHER; }
+
+/* At `done` bytes of a row: behind its end comes the row that follows TOGETHER further on. */
+INLINE void ask_ahead(const void *at, size_t done, size_t stride) {
+    _mm_prefetch((const char *)at + AHEAD + (done + AHEAD < stride ? 0 : (TOGETHER - 1) * stride), _MM_HINT_T0);
+}
+
+/* TOGETHER rows times x, as `row_times` but for the order of sums. */
+AVX2 INLINE void rows_times(const bfloat16 *weights, size_t stride, const float *x, size_t columns, float *y) {
+    size_t whole = columns / STEP * STEP;
+    __m256 sums[TOGETHER][2];
+    for (size_t row = 0; row < TOGETHER; row++) sums[row][0] = sums[row][1] = _mm256_setzero_ps();
+    for (size_t i = 0; i < whole; i += STEP)
+        for (size_t row = 0; row < TOGETHER; row++) {
+            const bfloat16 *at = weights + row * stride + i;
+            ask_ahead(at, i * sizeof *at, stride * sizeof *at);
+            added_pairs(at, x + i, sums[row]);
+            added_pairs(at + PAIRS, x + i + PAIRS, sums[row]);
+        }
+    for (size_t row = 0; row < TOGETHER; row++) {
+        y[row] = total(_mm256_add_ps(sums[row][0], sums[row][1]));
+        for (size_t i = whole; i < columns; i++) y[row] += widened(weights[row * stride + i]) * x[i];
+    }
+}
+
 /* x in float32, the even ones of each PAIRS first; what is left over of STEP stays in order. */
 INLINE void turned(const bfloat16 *x, size_t columns, float *out) {
     size_t whole = columns / STEP * STEP;

@@ -10,6 +10,7 @@ typedef struct {
     void (*parallel)(void (*)(void *), void *, unsigned, unsigned);
     int (*number)(void), (*given)(void);
     int threads;
+    int together; /* whether the rows of a matrix are read several at once, see rows.h */
 } Team;
 
 typedef void (*Work)(void *job, size_t first, size_t last);

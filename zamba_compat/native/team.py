@@ -17,9 +17,12 @@ _Loops = TypeVar("_Loops")
 
 
 class Team(ctypes.Structure):
-    """The functions of OpenMP, and how many threads PyTorch would take."""
+    """The functions of OpenMP, how many threads PyTorch would take, and whether rows are read several at once."""
 
-    _fields_ = (("parallel", _pointer), ("number", _pointer), ("given", _pointer), ("threads", ctypes.c_int))
+    _fields_ = (
+        *((name, _pointer) for name in ("parallel", "number", "given")),
+        *((name, ctypes.c_int) for name in ("threads", "together")),
+    )
 
 
 def team() -> Team | None:
@@ -31,8 +34,8 @@ def team() -> Team | None:
 
 @cache
 def _of(threads: int) -> Team | None:
-    functions = _functions()
-    return None if functions is None else Team(*functions, threads)
+    functions, found = _functions(), library()
+    return None if functions is None or found is None else Team(*functions, threads, found.zamba_compat_together())
 
 
 @cache

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from support.native import there
+from support.native import read_together, there
 from zamba_compat import configure
 from zamba_compat.native import packed
 from zamba_compat.native.packed import CHUNK, Loops, Packed
@@ -18,8 +18,9 @@ from zamba_compat.native.packed import CHUNK, Loops, Packed
 COLUMNS = 3 * CHUNK
 
 
-@pytest.fixture
-def loops() -> Loops:
+@pytest.fixture(params=[False, True], ids=["one by one", "together"])
+def loops(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Loops:
+    read_together(request.param, monkeypatch)
     return there(packed.loops())
 
 

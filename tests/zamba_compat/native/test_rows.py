@@ -6,14 +6,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from support.native import there
+from support.native import read_together, there
 from zamba_compat import configure
 from zamba_compat.native import rows
 from zamba_compat.native.rows import Loop, is_matrix
 
 
-@pytest.fixture
-def loop() -> Loop:
+@pytest.fixture(params=[False, True], ids=["one by one", "together"])
+def loop(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Loop:
+    read_together(request.param, monkeypatch)
     return there(rows.loop())
 
 
