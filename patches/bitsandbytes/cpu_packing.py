@@ -129,12 +129,22 @@ def _packable(weight: Any, state: Any) -> bool:
     )
 
 
+def _is_token(x: Any) -> bool:
+    """Whether a module is called with a single row and nobody looks on, which costs as much as a small product."""
+    import torch
+
+    alone = type(x) is torch.Tensor and x.numel() == x.shape[-1]
+    return alone and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+
+
 def _passing(module: Any) -> bool:
     """Whether a hook brings the weight for one forward only: packing it would cost more than it saves."""
     return bool(getattr(getattr(module, "_hf_hook", None), "offload", False))
 
 
 def forward(original: Any) -> Any:
+    import torch
+
     def forward(self: Any, x: Any) -> Any:
         weight = self.weight
         # Without a quant state, one is about to be put on a weight that a sharding wrapper has just gathered.
@@ -143,6 +153,11 @@ def forward(original: Any) -> Any:
                 unpack(weight)
             elif not _passing(self):
                 pack(weight)
+            if _is_token(x):
+                with (
+                    torch._C.DisableTorchFunction()
+                ):  # each of PyTorch's functions would ask whether it is another here
+                    return original(self, x)
         return original(self, x)
 
     return forward

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from zamba_compat.patches.bitsandbytes import cpu_packing
 from zamba_compat.patches.bitsandbytes.cpu_packing import is_packed, pack, unpack_all
 
@@ -439,6 +440,31 @@ def test_unpacked_before_the_adapter_goes(linear: Linear) -> None:
     assert torch.equal(weights(module), wanted) and module.weight.shape == (64 * 128, 1)
     x = torch.randn(3, 256)
     assert off(module(x), x @ wanted.T) < KERNEL
+
+
+class Looking(TorchFunctionMode):
+    """Counts the functions of PyTorch that pass by."""
+
+    seen = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.usefixtures("kernel", "armed")
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_token_passes_by_no_mode(linear: Linear, bias: bool) -> None:
+    module = linear(64, 128, bias=bias)
+    x, seen = torch.randn(1, 1, module.in_features), []
+    with torch.no_grad():
+        alone = module(x)
+        for rows in (x, x.expand(1, 2, -1)):
+            with Looking() as mode:
+                found = module(rows)
+            assert off(found, alone.expand_as(found)) < KERNEL
+            seen.append(mode.seen)
+    assert seen[0] < 20 < seen[1]
 
 
 def pickled(module: Any) -> Any:
