@@ -130,7 +130,10 @@ def _packable(weight: Any, state: Any) -> bool:
 
 
 def _is_token(x: Any) -> bool:
-    """Whether a module is called with a single row and nobody looks on, which costs as much as a small product."""
+    """Whether a module is called for inference with a single row.
+
+    In a TorchFunctionMode, as the shared blocks have one, what bitsandbytes does around the product would take as long.
+    """
     import torch
 
     alone = type(x) is torch.Tensor and x.numel() == x.shape[-1]
@@ -154,9 +157,7 @@ def forward(original: Any) -> Any:
             elif not _passing(self):
                 pack(weight)
             if _is_token(x):
-                with (
-                    torch._C.DisableTorchFunction()
-                ):  # each of PyTorch's functions would ask whether it is another here
+                with torch._C.DisableTorchFunction():
                     return original(self, x)
         return original(self, x)
 
