@@ -12,7 +12,7 @@ from torch import Tensor
 
 from support.native import read_together, there
 from zamba_compat import configure
-from zamba_compat.native import packed
+from zamba_compat.native import packed, team
 from zamba_compat.native.packed import CHUNK, Loops, Packed
 
 COLUMNS = 3 * CHUNK
@@ -154,8 +154,11 @@ def test_infinite_weights_are_what_they_are(loops: Loops) -> None:
 @pytest.mark.parametrize("limit", [1, 2, 9])
 def test_any_number_of_threads(loops: Loops, limit: int) -> None:
     program = """if True:
-        import torch
+        import sys, torch
+        from zamba_compat.native import library
         from zamba_compat.native.packed import loops
+        library().zamba_compat_together = lambda: int(sys.argv[1])
+        torch.manual_seed(0)  # of a row's 128 random weights two may be listed, which is too many to be packed
         for threads in (1, 2, 3, 7):
             torch.set_num_threads(threads)
             for rows in (1, 2, 5, 100):
@@ -167,7 +170,10 @@ def test_any_number_of_threads(loops: Loops, limit: int) -> None:
                 weight[rows - 1] += 1
                 assert not loops().same(copy, weight), (threads, rows)
     """
-    subprocess.run([sys.executable, "-c", program], check=True, env={**os.environ, "OMP_THREAD_LIMIT": str(limit)})
+    threads = team.team()
+    assert threads is not None
+    command = [sys.executable, "-c", program, str(threads.together)]
+    subprocess.run(command, check=True, env={**os.environ, "OMP_THREAD_LIMIT": str(limit)})
 
 
 def test_what_does_not_fit() -> None:
