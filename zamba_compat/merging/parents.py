@@ -82,10 +82,20 @@ class Parent:
         )
 
     @property
-    def ties_head(self) -> bool:
-        """Whether its head is its embedding."""
+    def is_tied(self) -> bool:
+        """Whether its config ties the head to the embedding."""
         tied = self.config.get("tie_word_embeddings") if self.sharing is None else self.sharing.tied_embeddings
-        return bool(tied) and HEAD not in self.recipes and _EMBEDDING in self.recipes
+        return bool(tied)
+
+    @property
+    def ties_head(self) -> bool:
+        """Whether its embedding is all that there is of its head."""
+        return self.is_tied and HEAD not in self.recipes and _EMBEDDING in self.recipes
+
+    @property
+    def has_own_head(self) -> bool:
+        """Whether it has another head than its embedding; what is stored beside a tied one is a copy."""
+        return HEAD in self.recipes and not self.is_tied
 
     @property
     def architecture(self) -> str:

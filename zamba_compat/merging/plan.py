@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from zamba_compat.checkpoint.components import kind_of, layers_of
@@ -89,7 +89,7 @@ def make_plan(config: MergeConfig, parents: Parents, workers: Workers, dtype: st
             )
         sharing = sharing.untied()
     names = _names(base, sharing)
-    heads = {parent.model for parent in parents if HEAD in parent.recipes} if base.ties_head else set()
+    heads = {parent.model for parent in parents if parent.has_own_head} if base.ties_head else set()
     names += [HEAD] if heads else []
     notes = _compare_architectures(base, parents)
     values = Values(config, parents, stack(config, parents), sharing)
@@ -121,6 +121,7 @@ def make_plan(config: MergeConfig, parents: Parents, workers: Workers, dtype: st
     written = _config(base, sharing, {output.dtype for output in outputs})
     if heads:
         written["tie_word_embeddings"] = False
+        sharing = None if sharing is None else replace(sharing, tied_embeddings=False)
         notes.append(
             f"{listed(sorted(heads))} has a head of its own, and so has the result (tie_word_embeddings: false)."
         )
@@ -182,7 +183,7 @@ def _compare_architectures(base: Parent, parents: Parents) -> list[str]:
         if one is not None and other is not None:
             extra = [n for n in parent.recipes if n not in parent.unknown and base.canonical(n) not in base.recipes]
         else:
-            tied = {kind_of(HEAD)} if parent.config.get("tie_word_embeddings") or base.ties_head else set()
+            tied = {kind_of(HEAD)} if parent.is_tied or base.ties_head else set()
             known = {kind_of(name) for name in base.recipes} | tied
             extra = [name for name in parent.recipes if kind_of(name) not in known]
         if not extra:

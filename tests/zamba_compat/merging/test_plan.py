@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from support import synthetic
 from support.merges import parents, read, slerp_of, write
-from zamba_compat.errors import CheckpointError, ConfigError, DestinationError
+from zamba_compat.errors import CheckpointError, ConfigError
 from zamba_compat.merge import MergeOptions, merge
 
 
@@ -97,19 +98,18 @@ def test_a_head_that_nothing_takes_stays_tied(tmp_path: Path) -> None:
     assert not any("head of its own" in warning for warning in report.warnings)
 
 
-@pytest.mark.parametrize("kind", ["file", "full", "no parent", "source"])
-def test_a_dry_run_looks_at_the_destination(kind: str, tmp_path: Path) -> None:
-    config, base, other = parents()
-    first, second = write(tmp_path, config, base, other)
-    words = slerp_of(first, second, config["num_hidden_layers"], 0.5)
-    place = {"no parent": tmp_path / "a" / "b", "source": first}.get(kind, tmp_path / "out")
-    if kind == "file":
-        place.touch()
-    elif kind == "full":
-        place.mkdir()
-        (place / "thesis.tex").touch()
-    before = sorted(tmp_path.rglob("*"))
-    for dry_run in (True, False):
-        with pytest.raises(DestinationError):
-            merge(words, place, MergeOptions(dry_run=dry_run))
-    assert sorted(tmp_path.rglob("*")) == before
+def test_a_stored_copy_of_a_tied_head_is_no_head_of_its_own(tmp_path: Path) -> None:
+    """In any architecture: pickled checkpoints often hold one."""
+    embeddings = [torch.randn(10, 8) for _ in range(2)]
+    words = {"model_type": "llama", "num_hidden_layers": 1, "tie_word_embeddings": True}
+    for name, embedding in zip(("first", "second"), embeddings, strict=True):
+        state = {"model.embed_tokens.weight": embedding, "model.layers.0.mlp.up_proj.weight": torch.randn(4, 8)}
+        more = {"lm_head.weight": embedding.clone()} if name == "second" else {}
+        synthetic.write_checkpoint(tmp_path / name, state | more, words)
+    first, second = (str(tmp_path / name) for name in ("first", "second"))
+    models = [{"model": path, "parameters": {"weight": 0.5}} for path in (first, second)]
+    report = merge({"merge_method": "linear", "base_model": first, "models": models}, tmp_path / "out")
+    merged = read(tmp_path / "out")
+    assert "lm_head.weight" not in merged and not any("head of its own" in warning for warning in report.warnings)
+    assert torch.allclose(merged["model.embed_tokens.weight"], sum(embeddings) / 2)
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["tie_word_embeddings"] is True
