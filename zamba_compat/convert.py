@@ -25,7 +25,7 @@ from zamba_compat.checkpoint.quantization import refuse_nonfinite
 from zamba_compat.checkpoint.report import DTYPES, Options, Report
 from zamba_compat.checkpoint.resolve import Resolution, resolve
 from zamba_compat.checkpoint.signals import interruptible
-from zamba_compat.checkpoint.staging import Staging
+from zamba_compat.checkpoint.staging import Staging, begun
 from zamba_compat.checkpoint.torch_archive import NAME, write_archive
 from zamba_compat.checkpoint.writer import Output, Written, parse_size, shard_sizes, write_shards
 from zamba_compat.quantize import Quantization, check, peak_memory, plan, quantized
@@ -164,12 +164,7 @@ def convert(
         checkpoint = stack.enter_context(open_checkpoint(source, allow_pickle=options.allow_pickle))
         # Before any tensor is read: a destination that will not do is told at once.
         roots = checkpoint.roots
-        place = Staging(destination, overwrite=options.overwrite, sources=roots)
-        staging = None
-        if options.dry_run:
-            place.check()
-        else:
-            staging = stack.enter_context(place)
+        staging = begun(stack, destination, overwrite=options.overwrite, sources=roots, dry_run=options.dry_run)
         conversion = prepare(checkpoint, options, progress)
         warnings = list(conversion.notes)
         if staging is not None:

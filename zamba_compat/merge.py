@@ -11,7 +11,7 @@ from pathlib import Path
 from zamba_compat.checkpoint.manifest import write_manifest
 from zamba_compat.checkpoint.pipeline import QUEUED, WORKING_MEMORY
 from zamba_compat.checkpoint.progress import Progress, counting
-from zamba_compat.checkpoint.staging import Staging
+from zamba_compat.checkpoint.staging import Staging, begun
 from zamba_compat.checkpoint.writer import BEGUN, Output, Written, parse_size, shard_sizes, write_shards
 from zamba_compat.errors import CheckpointError
 from zamba_compat.merging.card import merge_card
@@ -62,12 +62,7 @@ def merge(
         checkpoints = parents.open(merging.models, allow_pickle=options.allow_pickle)
         # Before any tensor is read: a destination that will not do is told at once.
         roots = [root for checkpoint in checkpoints for root in checkpoint.roots]
-        place = Staging(destination, overwrite=options.overwrite, sources=roots)
-        staging = None
-        if options.dry_run:
-            place.check()
-        else:
-            staging = stack.enter_context(place)
+        staging = begun(stack, destination, overwrite=options.overwrite, sources=roots, dry_run=options.dry_run)
         choice = options.resolve or merging.resolve
         parents.parents = tuple(
             read_parent(

@@ -47,14 +47,11 @@ def faster(model: Any) -> AbstractContextManager[object] | None:
     """
     if not has_tiles():
         return own_kernel()
-    layer = model.model.layers[0]
-    mixer = layer.mamba if hasattr(layer, "mamba") else layer.mamba_decoder.mamba
-    weight = getattr(mixer.in_proj, "weight", None)
-    return Linears(_vector_product, _is_one) if getattr(weight, "dtype", None) == torch.bfloat16 else None
-
-
-def _is_one(rows: int) -> bool:
-    return rows == 1
+    found = model.model.layers[0]
+    found = getattr(found, "mamba_decoder", found)  # a hybrid layer's
+    for name in ("mamba", "in_proj", "weight", "dtype"):  # whatever somebody has put there instead
+        found = getattr(found, name, None)
+    return Linears(_vector_product, lambda rows: rows == 1) if found == torch.bfloat16 else None
 
 
 def _vector_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

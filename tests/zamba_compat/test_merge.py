@@ -21,7 +21,7 @@ from support.merges import curve, parents, read, slerp_of, used_at, write
 from support.synthetic import Config
 from zamba_compat.cli.main import main
 from zamba_compat.convert import Options, convert
-from zamba_compat.errors import CheckpointError, ConfigError, DivergentCopiesError
+from zamba_compat.errors import CheckpointError, ConfigError, DestinationError, DivergentCopiesError
 from zamba_compat.merge import MergeOptions, merge
 from zamba_compat.sharing import SharingMap
 
@@ -246,6 +246,24 @@ def test_other_architectures(tmp_path: Path) -> None:
             assert_rounded(merged[key], slerp(0.3, tensor, states[1][q_proj.format(2)]), key)
         else:
             assert torch.equal(merged[key], tensor), key
+
+
+@pytest.mark.parametrize("kind", ["file", "full", "no parent", "source"])
+def test_a_dry_run_looks_at_the_destination(kind: str, tmp_path: Path) -> None:
+    config, base, other = parents()
+    first, second = write(tmp_path, config, base, other)
+    words = slerp_of(first, second, config["num_hidden_layers"], 0.5)
+    place = {"no parent": tmp_path / "a" / "b", "source": first}.get(kind, tmp_path / "out")
+    if kind == "file":
+        place.touch()
+    elif kind == "full":
+        place.mkdir()
+        (place / "thesis.tex").touch()
+    before = sorted(tmp_path.rglob("*"))
+    for dry_run in (True, False):
+        with pytest.raises(DestinationError):
+            merge(words, place, MergeOptions(dry_run=dry_run))
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_quantized_in_the_same_run(tmp_path: Path) -> None:

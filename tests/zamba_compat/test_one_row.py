@@ -106,6 +106,11 @@ def test_the_faster_product_is_right(tiles: bool, bias: bool, hybrid: bool, monk
     assert (got.double() - wanted).abs().max() < 2**-7 * wanted.abs().max()
 
 
+def test_a_layer_that_is_another_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(one_row, "has_tiles", lambda: True)
+    assert one_row.faster(SimpleNamespace(model=SimpleNamespace(layers=[torch.nn.Identity()]))) is None
+
+
 @pytest.mark.parametrize("projection", [SimpleNamespace(weight=torch.zeros(4, 1, dtype=torch.uint8)), object()])
 def test_a_quantized_model_with_tiles_has_too_few_to_gain(projection: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(one_row, "has_tiles", lambda: True)

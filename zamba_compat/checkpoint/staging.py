@@ -19,7 +19,7 @@ from .locking import WorkingDirectory
 from .signals import Terminated, insist, interruptible, shielded
 from .swap import exchange, sync_directory
 
-__all__ = ["Staging", "Terminated"]
+__all__ = ["Staging", "Terminated", "begun"]
 
 _COPY = 2**20
 
@@ -263,6 +263,21 @@ class Staging:
             where=str(self.destination),
             remedy="Make room or choose another destination, then run it again.",
         )
+
+
+def begun(
+    stack: ExitStack, destination: str | os.PathLike[str], *, overwrite: bool, sources: Sequence[Path], dry_run: bool
+) -> Staging | None:
+    """A Staging that `stack` has entered; for a dry run None, and the destination is looked at.
+
+    Raises:
+        DestinationError: as the `with` block, or `Staging.check`.
+    """
+    staging = Staging(destination, overwrite=overwrite, sources=sources)
+    if not dry_run:
+        return stack.enter_context(staging)
+    staging.check()
+    return None
 
 
 def _has_content(path: Path) -> bool:

@@ -142,7 +142,8 @@ AVX2 INLINE void chunks_times(const Job *job, size_t row, size_t count, float *y
 /* What is added to a row's product, and where it goes. */
 AVX2 INLINE void finished(const Job *job, size_t row, float y) {
     const Packed *from = job->packed;
-    for (uint32_t at = from->offset[row]; at < from->offset[row + 1]; at++) y += from->value[at] * job->x[from->column[at]];
+    for (uint32_t at = from->offset[row]; at < from->offset[row + 1]; at++)
+        y += from->value[at] * job->x[from->column[at]];
     if (job->plus) y += job->plus[row] * job->times;
     if (job->up) y += row_times(job->up->data + row * job->up->stride, job->low, job->up->columns);
     if (job->y)

@@ -36,7 +36,8 @@ AVX2 INLINE float row_times(const bfloat16 *weights, const float *x, size_t colu
     return y;
 }
 
-/* The rows of a matrix as one thread after the other takes them: TOGETHER at a time, the last ones fewer. */
+/* Threads share a matrix by groups of so many rows, the last one of fewer: how a row is summed depends on its number
+ * alone, not on that of the threads. */
 #define TOGETHER 4
 #define AHEAD 2048 /* bytes that are asked for ahead of where each of them is read */
 
