@@ -38,6 +38,7 @@ from .transformers import (
     single_token,
     tie_map,
     tied_keys,
+    tiled_products,
     time_step_limit,
     widened_products,
 )
@@ -83,6 +84,7 @@ ADAPTERS: tuple[Adapter, ...] = (
     # Speed.
     single_token.ADAPTER,
     widened_products.ADAPTER,
+    tiled_products.ADAPTER,
     blocks_of_tokens.ADAPTER,
     shared_token.ADAPTER,
     # Fine-tuning.

@@ -14,7 +14,7 @@ import torch.nn.functional as F  # noqa: TID253
 from torch import Tensor, nn  # noqa: TID253
 from torch.nn.modules import module as hooks  # noqa: TID253
 
-from . import one_row, widened
+from . import one_row, tiled, widened
 from .buffers import buffers
 
 # Rows that a projection is given at a time: enough to hide that its weight is read anew for every block.
@@ -108,6 +108,8 @@ def product(module: Any, x: Tensor, out: Tensor) -> Tensor:
     """What a plain linear layer makes of x [rows, in_features], in `out` [rows, out_features]."""
     if widened.gains(x.dtype, x.device.type, len(x)):
         widened.product(x, module.weight, module.bias, out=out)
+    elif tiled.gains(x.dtype, x.device.type, len(x)) and tiled.product(x, module.weight, module.bias, out) is not None:
+        pass
     elif module.bias is None and one_row.has_tiles() and one_row.gains(module.weight, len(x)):
         torch.mv(module.weight, x[0], out=out[0])
     elif module.bias is None:
@@ -121,7 +123,7 @@ def add_product(to: Tensor, x: Tensor, weight: Tensor) -> None:
     """to += x @ weight.T, of x [rows, in_features] and weight [out_features, in_features]."""
     if widened.gains(x.dtype, x.device.type, len(x)):
         to.add_(widened.product(x, weight, out=buffers.take("added", x, *to.shape)))
-    else:
+    elif not (tiled.gains(x.dtype, x.device.type, len(x)) and tiled.add_product(to, x, weight)):
         to.addmm_(x, weight.T)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn  # noqa: TID253
 from torch.overrides import TorchFunctionMode  # noqa: TID253
 
 SHORT = (torch.bfloat16, torch.float16)
+PLAIN = (Tensor, nn.Parameter)  # any other type may have no memory, or mean something else
 Product = Callable[[Tensor, Tensor, Tensor | None], Tensor | None]
 
 
@@ -79,7 +80,7 @@ def _operands(input: Any, weight: Any, bias: Any = None) -> tuple[Tensor, Tensor
     """F.linear's own, by its names for them; None where one of them is of another kind."""
     for tensor in (input, weight) if bias is None else (input, weight, bias):
         if (
-            type(tensor) not in (Tensor, nn.Parameter)
+            type(tensor) not in PLAIN
             or tensor.dtype not in SHORT
             or tensor.dtype != input.dtype
             or tensor.device.type != "cpu"

@@ -47,11 +47,16 @@ def faster(model: Any) -> AbstractContextManager[object] | None:
     """
     if not has_tiles():
         return own_kernel()
-    found = model.model.layers[0]
+    return Linears(_vector_product, lambda rows: rows == 1) if is_bfloat16(model) else None
+
+
+def is_bfloat16(model: Any) -> bool:
+    """Whether a Zamba2ForCausalLM's layers hold their weights in bfloat16, none quantized; told by the first one."""
+    found: Any = model.model.layers[0]
     found = getattr(found, "mamba_decoder", found)  # a hybrid layer's
     for name in ("mamba", "in_proj", "weight", "dtype"):  # whatever somebody has put there instead
         found = getattr(found, name, None)
-    return Linears(_vector_product, lambda rows: rows == 1) if found == torch.bfloat16 else None
+    return found is torch.bfloat16
 
 
 def _vector_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -1,0 +1,70 @@
+"""bfloat16 products of several rows with the tile instructions of AMX, by a loop of our own.
+
+oneDNN, which PyTorch hands them to, rearranges the weight at every call, and gives each thread its share beforehand, so
+that the slowest one counts. Measured on two cores of a shared Xeon, taking turns, with the weights of 1.2B: 1.0 to 1.2
+times as fast for 2 rows, 1.4 to 1.8 for 32 and 64, 1.1 to 1.5 for 128 and more. See native/tiles.c.
+"""
+
+from __future__ import annotations
+
+import torch  # noqa: TID253
+from torch import Tensor  # noqa: TID253
+
+from . import one_row
+from .buffers import buffers
+from .linears import PLAIN, Linears
+from .native.rows import is_matrix
+from .native.tiles import loops
+
+FEWEST = 2  # rows; one is the memory's alone, see `one_row`
+_COLUMNS = 32  # of a tile
+
+
+def gains(dtype: torch.dtype, device: str, rows: int) -> bool:
+    """Whether products of `rows` rows in `dtype` gain from `product`."""
+    return (
+        rows >= FEWEST
+        and dtype == torch.bfloat16
+        and device == "cpu"
+        and not torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+        and one_row.has_tiles()
+        and loops() is not None
+    )
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, out: Tensor | None = None) -> Tensor | None:
+    """x @ weight.T + bias, summed in float32 and rounded once; None where the loop does not take it.
+
+    x: [rows, in_features]. weight: [out_features, in_features]. bias: [out_features]. out: [rows, out_features].
+    """
+    place = x.new_empty(len(x), len(weight)) if out is None else out
+    if bias is not None and _fit(x, weight, place):
+        place.copy_(bias)
+    return place if _multiply(x, weight, place, add=bias is not None) else None
+
+
+def add_product(to: Tensor, x: Tensor, weight: Tensor) -> bool:
+    """to += x @ weight.T, rounded once; false, and nothing is changed, where the loop does not take it."""
+    return _multiply(x, weight, to, add=True)
+
+
+def within() -> Linears:
+    """Within it, F.linear goes through `product`."""
+    return Linears(product, lambda rows: rows >= FEWEST)
+
+
+def _multiply(x: Tensor, weight: Tensor, out: Tensor, *, add: bool) -> bool:
+    found = loops()
+    if found is None or not _fit(x, weight, out):
+        return False
+    room = buffers.take("tiles", x, found.room(*x.shape), dtype=torch.uint8)
+    found.product(x, weight, room, out, add=add)
+    return True
+
+
+def _fit(x: Tensor, weight: Tensor, out: Tensor) -> bool:
+    """Whether these are matrices that the loop takes, with columns that fill its tiles."""
+    return weight.shape[-1] % _COLUMNS == 0 and all(
+        type(each) in PLAIN and is_matrix(each) for each in (x, weight, out)
+    )
