@@ -8,7 +8,7 @@ from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
-SOURCES = ("attention", "kernels", "packed", "quantized", "rows", "tiles", "token")
+SOURCES = ("attention", "kernels", "packed", "quantized", "rows", "scan", "tiles", "token", "unpacked")
 HEADERS = ("avx2", "bfloat16", "export", "rows", "team")
 
 

@@ -19,7 +19,7 @@ import torch.nn.functional as F  # noqa: TID253
 from torch import Tensor  # noqa: TID253
 
 from . import mamba2_inference as inference
-from . import mixer_token
+from . import mixer_sequence, mixer_token
 from .blocked import BLOCK, project
 from .recurrence import MAX_CHUNK, causal_conv, last_inputs, scan, step, take
 
@@ -177,9 +177,13 @@ def _without_gradients(
         given, ssm_state = ssm_state, ssm_state.to(dt).contiguous()
         if ssm_state is given and not (overwrite and inference.can_overwrite(given)):
             ssm_state = given.clone()
+    weights = inference.Weights(weight[:, 0], bias, a, d)
     with _loaded(mixer.norm):
+        found = mixer_sequence.run(mixer, weights, xbc, gate, dt, earlier=earlier, state=ssm_state, out=out)
+        if found is not None:
+            return conv_state, found
         ssm_state = inference.run(
-            inference.Weights(weight[:, 0], bias, a, d),
+            weights,
             xbc,
             gate,
             dt,

@@ -12,23 +12,23 @@ from __future__ import annotations
 from typing import Any
 
 ROWS = 32  # of one block of the kernel, which ends the process if it meets a smaller one
-# For more tokens at once, unpacking and dequantizing the weight pays: the product after it takes two thirds to three
-# quarters of the kernel's time. See docs/bitsandbytes-cpu.md.
-MOST_TOKENS = 256
-# With tile instructions that product takes a seventh, and the kernel, which has none, 0.28 ms per token and weight of
-# 8512 x 2048: unpacking and dequantizing pays much earlier.
-MOST_TOKENS_BESIDE_TILES = 64
-# What is made on the way stays in the caches, and in memory that is used again: a whole weight at once takes four times
-# as long to unpack and to dequantize.
+# For more tokens at once, writing the weights out for a product of PyTorch's or with tiles is faster than the kernel, which
+# has no tiles: 0.35 ms per token and weight of 8512 x 2048. By whether the loop in C writes them, four times as fast as
+# bitsandbytes and PyTorch, and whether there are tiles. See docs/bitsandbytes-cpu.md.
+_MOST_TOKENS = {(True, True): 20, (True, False): 128, (False, True): 64, (False, False): 256}
+# What is made on the way stays in the caches, and in memory that is used again: a whole weight at once takes them four
+# times as long.
 _UNPACKED = 2**19  # bytes of half a block's rows
 _DEQUANTIZED = 2**21  # elements
+_WRITTEN = 2**22  # the same by the loop in C, of which each part is multiplied by itself
 
 
 def most_tokens() -> int:
     """For how many tokens at once the kernel is faster than `product` on this processor."""
+    from .native.unpacked import loop
     from .one_row import has_tiles
 
-    return MOST_TOKENS_BESIDE_TILES if has_tiles() else MOST_TOKENS
+    return _MOST_TOKENS[loop() is not None, has_tiles()]
 
 
 def packed_bytes(plain: Any) -> Any:
@@ -83,17 +83,60 @@ def product(A: Any, packed: Any, state: Any, bias: Any) -> Any:
     A: (tokens, K). packed: (N', K / 2). state: the quant state of the weight, (N, K). bias: (N), or None.
     Returns (tokens, N) in the dtype of A.
     """
-    import torch
 
     rows, columns = state.shape
-    out, absmax = A.new_empty(len(A), rows), _absmax(state)
-    step = max(1, _DEQUANTIZED // (columns * ROWS)) * ROWS
+    out, absmax, loop = A.new_empty(len(A), rows), _absmax(state), _loop(A)
+    step = max(1, (_DEQUANTIZED if loop is None else _WRITTEN) // (columns * ROWS)) * ROWS
     for start in range(0, rows, step):
         some = slice(start, min(start + step, rows))
-        shape = [some.stop - start, columns]
-        data = plain_bytes(packed[start : start + step], shape[0])
-        part = torch.ops.bitsandbytes.dequantize_4bit.default(
-            data.reshape(-1, 1), absmax[some].reshape(-1), state.blocksize, state.quant_type, shape, state.dtype
-        )
-        out[:, some] = torch.nn.functional.linear(A, part.to(A.dtype), None if bias is None else bias[some])
+        given = packed[start : start + step], state, absmax[some].contiguous()
+        part = None if loop is None else _written(loop, *given)
+        if part is None:
+            part = _dequantized(*given).to(A.dtype)
+        _multiply(A, part, None if bias is None else bias[some], out[:, some])
     return out
+
+
+def _dequantized(packed: Any, state: Any, absmax: Any) -> Any:
+    """By bitsandbytes, in the dtype of `state`: (len(absmax), K)."""
+    import torch
+
+    shape = [len(absmax), state.shape[1]]
+    data = plain_bytes(packed, shape[0]).reshape(-1, 1)
+    return torch.ops.bitsandbytes.dequantize_4bit.default(
+        data, absmax.reshape(-1), state.blocksize, state.quant_type, shape, state.dtype
+    )
+
+
+def _loop(A: Any) -> Any:
+    """What writes weights out in the dtype of A, or None."""
+    import torch
+
+    from .native.unpacked import loop
+
+    return loop() if A.dtype == torch.bfloat16 and not torch.compiler.is_compiling() else None
+
+
+def _written(loop: Any, packed: Any, state: Any, absmax: Any) -> Any:
+    """`_dequantized` in bfloat16, in a buffer; None where the loop does not take it."""
+    import torch
+
+    from .buffers import buffers
+    from .native.unpacked import fits
+
+    part = buffers.take("unpacked", absmax, len(absmax), state.shape[1], dtype=torch.bfloat16)
+    if not fits(packed, state.code, absmax, part):
+        return None
+    loop.write(packed, state.code, absmax, part)
+    return part
+
+
+def _multiply(A: Any, part: Any, bias: Any, out: Any) -> None:
+    """A @ part.T + bias into `out`."""
+    import torch
+
+    from . import tiled
+
+    if tiled.gains(A.dtype, A.device.type, len(A)) and tiled.product(A, part, bias, out) is not None:
+        return
+    out.copy_(torch.nn.functional.linear(A, part, bias))

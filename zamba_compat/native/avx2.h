@@ -23,4 +23,12 @@ AVX2 INLINE void halves(const bfloat16 *from, __m256 *even, __m256 *odd) {
     *odd = _mm256_castsi256_ps(_mm256_and_si256(both, _mm256_set1_epi32((int)0xffff0000)));
 }
 
+/* As `rounded`, in the low halves of 32 bits. */
+AVX2 INLINE __m256i rounded_eight(__m256 x) {
+    __m256i bits = _mm256_castps_si256(x), last = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    bits = _mm256_srli_epi32(_mm256_add_epi32(bits, _mm256_add_epi32(last, _mm256_set1_epi32(0x7fff))), 16);
+    __m256i none = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+    return _mm256_blendv_epi8(bits, _mm256_set1_epi32(0x7fc0), none);
+}
+
 #endif

@@ -1,0 +1,136 @@
+"""A sequence through a Mamba2 mixer, between its projections: the loop of scan.c."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import TYPE_CHECKING, NamedTuple
+
+from .team import Team, available, team
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_pointer, _size = ctypes.c_void_p, ctypes.c_size_t
+MOST_TAPS, MOST_STATE = 8, 256  # of scan.c
+
+
+class _Mixer(ctypes.Structure):
+    _fields_ = (
+        *((name, _size) for name in ("heads", "head_dim", "d_state", "groups", "taps", "norm_group")),
+        *((name, _pointer) for name in ("kernel", "bias", "A", "D", "norm")),
+        ("epsilon", ctypes.c_float),
+    )
+
+
+class _Sequence(ctypes.Structure):
+    _fields_ = (
+        *((name, _size) for name in ("tokens", "xbc_stride", "gate_stride", "dt_stride")),
+        *((name, _pointer) for name in ("xbc", "gate", "earlier", "dt", "state", "room", "out")),
+        *((name, ctypes.c_int64) for name in ("narrow", "goes_on")),
+    )
+
+
+class Weights(NamedTuple):
+    """A mixer's, all of them float32 and contiguous.
+
+    kernel: [taps, channels], the oldest input's first. bias: [channels] or None. A, D: [heads], A negative.
+    norm: [heads * head_dim], of which `norm_group` numbers are normed together, with `epsilon`.
+    """
+
+    kernel: Tensor
+    bias: Tensor | None
+    A: Tensor
+    D: Tensor
+    norm: Tensor
+    norm_group: int
+    epsilon: float
+
+
+class Loop:
+    """The function of scan.c."""
+
+    def __init__(self, functions: ctypes.CDLL) -> None:
+        self._scan, self.tokens = functions.zamba_compat_scan, int(functions.zamba_compat_scan_tokens())
+        self._scan.argtypes = [ctypes.POINTER(kind) for kind in (Team, _Mixer, _Sequence)]
+        self._scan.restype = None
+
+    def room(self, weights: Weights) -> int:
+        """How many numbers of float32 it takes."""
+        return self.tokens * weights.kernel.shape[1]
+
+    def run(
+        self,
+        weights: Weights,
+        xbc: Tensor,
+        gate: Tensor,
+        dt: Tensor,
+        *,
+        groups: int,
+        earlier: Tensor | None,
+        state: Tensor,
+        goes_on: bool,
+        room: Tensor,
+        out: Tensor,
+    ) -> None:
+        """Convolve, scan, gate and norm a sequence; all of what `fits`.
+
+        xbc: [seq, channels], gate: [seq, inner]. dt: [seq, heads], after softplus and limits.
+        earlier: [channels, taps], the inputs before the first token, zeros where None.
+        state: [heads, head_dim, d_state], moved on from what is in it if it `goes_on`, else from zeros.
+        out: [seq, inner], what the norm makes of y. room: as many as `room` says.
+        """
+        heads, head_dim, d_state = state.shape
+        mixer = _Mixer(heads, head_dim, d_state, groups, len(weights.kernel), weights.norm_group)
+        for name in ("kernel", "bias", "A", "D", "norm"):
+            setattr(mixer, name, _at(getattr(weights, name)))
+        mixer.epsilon = weights.epsilon
+        places = map(_at, (xbc, gate, earlier, dt, state, room, out))
+        strides = (tensor.stride(0) for tensor in (xbc, gate, dt))
+        sequence = _Sequence(len(xbc), *strides, *places, xbc.element_size() == 2, goes_on)
+        self._scan(team(), mixer, sequence)
+
+
+def _at(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+def fits(
+    weights: Weights, xbc: Tensor, gate: Tensor, dt: Tensor, groups: int, earlier: Tensor | None, state: Tensor
+) -> bool:
+    """Whether `Loop.run` takes these, as it has them but with a batch before: shapes that go together, and dtypes.
+
+    Other types than plain tensors may have no memory to read.
+    """
+    import torch
+
+    batch, heads, head_dim, d_state = state.shape
+    (taps, channels), inner, seq = weights.kernel.shape, heads * head_dim, xbc.shape[1]
+    wide = [dt, state, *(tensor for tensor in weights[:5] if isinstance(tensor, torch.Tensor))]
+    given = [tensor for tensor in (xbc, gate, earlier) if tensor is not None]
+    kinds = torch.Tensor, torch.nn.Parameter
+    return (
+        d_state <= MOST_STATE
+        and taps <= MOST_TAPS
+        and heads % groups == 0
+        and weights.norm_group > 0
+        and inner % weights.norm_group == 0
+        and channels == inner + 2 * groups * d_state
+        and (weights.bias is None or weights.bias.shape == (channels,))
+        and weights.A.shape == weights.D.shape == (heads,)
+        and weights.norm.shape == (inner,)
+        and xbc.shape == (batch, seq, channels)
+        and gate.shape == (batch, seq, inner)
+        and dt.shape == (batch, seq, heads)
+        and (earlier is None or (earlier.shape == (batch, channels, taps) and earlier.is_contiguous()))
+        and xbc.dtype in (torch.float32, torch.bfloat16)
+        and all(tensor.dtype == xbc.dtype for tensor in given)
+        and all(tensor.dtype == torch.float32 for tensor in wide)
+        and all(tensor.is_contiguous() for tensor in wide if tensor is not dt)
+        and all(tensor.stride(-1) == 1 for tensor in (xbc, gate, dt))
+        and all(type(tensor) in kinds and tensor.is_cpu for tensor in (*wide, *given))
+    )
+
+
+def loop() -> Loop | None:
+    """The loop; None where it cannot be had, or is switched off."""
+    return available("scan", Loop)
