@@ -20,6 +20,7 @@ from .linears import SHORT, Handler, linear
 
 FEWEST = 64  # rows from which on it gains
 MOST = 4096  # rows that it keeps something for: three times attention_hidden_size numbers for each, per block
+_ROWS = 64  # that are scaled at a time, which the caches hold
 _NEAR = 2**-5  # relative, of what is rounded to bfloat16 twice
 
 _products: Any = WeakIdKeyDictionary()  # of embeddings, which live as long as a forward pass: {id of a weight: _Known}
@@ -83,8 +84,12 @@ def products(layer: Any, hidden: Tensor, embedding: Tensor) -> Handler | None:
         found = known.get(id(weight))
         if found is None or not torch.equal(found.scaled, apart.scaled):
             found = known[id(weight)] = _Known(apart.scaled, weight)
-        wide = buffers.take("wide", x, *found.product.shape, dtype=torch.float32)
-        result = torch.empty_like(found.product).copy_(torch.mul(found.product, apart.scale, out=wide))
+        result = torch.empty_like(found.product)
+        for start in range(0, len(result), _ROWS):
+            some = slice(start, start + _ROWS)
+            place = result[some]
+            wide = buffers.take("scaled half", x, *place.shape, dtype=torch.float32)
+            place.copy_(torch.mul(found.product[some], apart.scale[some], out=wide))
         add_product(result, x[:, :width], weight[:, :width])
         return result if bias is None else result.add_(bias)
 

@@ -12,9 +12,9 @@ from __future__ import annotations
 from typing import Any
 
 ROWS = 32  # of one block of the kernel, which ends the process if it meets a smaller one
-# For more tokens at once, writing the weights out for a product of PyTorch's or with tiles is faster than the kernel, which
-# has no tiles: 0.35 ms per token and weight of 8512 x 2048. By whether the loop in C writes them, four times as fast as
-# bitsandbytes and PyTorch, and whether there are tiles. See docs/bitsandbytes-cpu.md.
+# For more tokens at once, writing the weights out for a product of PyTorch's or with tiles is faster than the kernel,
+# which has no tiles: 0.35 ms per token and weight of 8512 x 2048. By whether the loop in C writes them, four times as
+# fast as bitsandbytes and PyTorch, and whether there are tiles. See docs/bitsandbytes-cpu.md.
 _MOST_TOKENS = {(True, True): 20, (True, False): 128, (False, True): 64, (False, False): 256}
 # What is made on the way stays in the caches, and in memory that is used again: a whole weight at once takes them four
 # times as long.
