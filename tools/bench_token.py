@@ -12,41 +12,29 @@ import argparse
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from typing import Any
-from unittest import mock
 
 import torch
 
 import zamba_compat  # noqa: F401
 from _bench.contestants import build
 from _bench.speed_report import processor
+from _bench.steps import Step, taken
 from zamba_compat import block_token, growing, mixer_token, one_query, packed_blocks
 from zamba_compat.published import PUBLISHED
 
-STEPS: tuple[tuple[str, Any, str, Callable[..., Any]], ...] = (
-    ("a mixer's token in one loop", mixer_token, "between", lambda *given, **more: None),
-    ("with its projections", mixer_token, "whole", lambda *given, **more: None),
-    ("copies of 12 bits", block_token, "token_of", lambda *given: None),
-    ("adapters with them", block_token.Token, "mlp", lambda *given: None),
-    ("attention in one loop", one_query, "attention", lambda *given, **more: None),
-    ("keys and values that grow", growing, "joined", lambda *given, **more: None),
+STEPS = (
+    Step("a mixer's token in one loop", mixer_token, "between", lambda *given, **more: None),
+    Step("with its projections", mixer_token, "whole", lambda *given, **more: None),
+    Step("copies of 12 bits", block_token, "token_of", lambda *given: None),
+    Step("adapters with them", block_token.Token, "mlp", lambda *given: None),
+    Step("attention in one loop", one_query, "attention", lambda *given, **more: None),
+    Step("keys and values that grow", growing, "joined", lambda *given, **more: None),
 )
-"""Title, and what is replaced by what while a step is not taken yet."""
 COPIES = 3  # with so many steps they are looked at
-
-
-@contextmanager
-def taken(steps: int) -> Iterator[None]:
-    """Only so many of STEPS. Copies stay where they are while they are not looked at."""
-    with ExitStack() as stack:
-        if steps < COPIES:
-            stack.enter_context(mock.patch.object(packed_blocks, "prompted", lambda layer: None))
-        for _, module, name, instead in STEPS[steps:]:
-            stack.enter_context(mock.patch.object(module, name, instead))
-        yield
+UNSEEN = Step("", packed_blocks, "prompted", lambda layer: None)
+"""Copies stay where they are while they are not looked at."""
 
 
 def measure(model: Any, length: int, tokens: int) -> list[list[float]]:
@@ -56,7 +44,7 @@ def measure(model: Any, length: int, tokens: int) -> list[list[float]]:
     found: list[list[float]] = [[] for _ in caches]
     for _ in range(tokens + 3):
         for steps, cache in enumerate(caches):
-            with taken(steps):
+            with taken(STEPS, steps), taken((UNSEEN,), steps >= COPIES):
                 start = time.perf_counter()
                 model(ids[:, -1:], past_key_values=cache, use_cache=True)
                 found[steps].append(time.perf_counter() - start)
@@ -76,7 +64,7 @@ def main() -> int:
     model = build(PUBLISHED[options.shape].config, torch.bfloat16, "cpu", options.nf4)
     kind = f"{options.shape} in {'NF4' if options.nf4 else 'bfloat16'}"
     print(f"{kind}, torch {version('torch')}; {processor()}. Milliseconds a token, medians of {options.tokens}.\n")
-    titles = ["PyTorch's operations", *(f"+ {title}" for title, *_ in STEPS)]
+    titles = ["PyTorch's operations", *(f"+ {step.title}" for step in STEPS)]
     print(f"| after | {' | '.join(titles)} |\n| ---: |{' ---: |' * len(titles)}")
     with torch.inference_mode():
         for length in options.lengths:

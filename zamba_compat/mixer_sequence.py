@@ -41,7 +41,11 @@ def run(
     batch, _, heads = dt.shape
     goes_on, head_dim = state is not None, mixer.intermediate_size // heads
     state = dt.new_empty(batch, heads, head_dim, mixer.ssm_state_size) if state is None else state
-    if not (native.fits(own, xbc, gate, dt, mixer.n_groups, earlier, state) and out.is_contiguous()):
+    if not (
+        native.fits(own, xbc, gate, dt, mixer.n_groups, earlier, state)
+        and out.dtype == xbc.dtype  # under autocast it is not
+        and out.is_contiguous()
+    ):
         return None
     room = buffers.take("sequence", dt, found.room(own))
     for row in range(batch):

@@ -104,6 +104,18 @@ def test_as_right_as_pytorchs_operations(case: synthetic.Case, model: Any, dtype
     assert found < 1.2 * relative(prompt(model, case.ids).logits, wanted) + 1e-5
 
 
+def test_under_autocast(case: synthetic.Case, model: Any, plain: Any) -> None:
+    """Where in_proj's result is narrower than what is wanted."""
+
+    def logits() -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return prompt(model, case.ids[:, :70]).logits.float()
+
+    found = logits()
+    plain(True)
+    assert relative(found, logits()) < 2e-2
+
+
 def test_what_is_not_taken(case: synthetic.Case, model: Any, taken: list[int]) -> None:
     ids = case.ids[:, :9]
     wanted = prompt(model, ids).logits

@@ -1,0 +1,113 @@
+"""Benchmark of a prompt on a CPU, by what makes it fast: each step on top of those before it, all in one process.
+
+python tools/bench_prompt.py [--shape 1.2B] [--lengths 128 1024] [--rounds 5] [--nf4] [--products]
+
+The steps take turns prompt by prompt, so that drift hits all alike. Random weights in bfloat16, or in NF4. --products:
+instead, the product with tiles beside PyTorch's, by rows and weights, where there are tiles. Without 16-bit
+instructions: ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+import zamba_compat  # noqa: F401
+from _bench.contestants import build
+from _bench.speed_report import processor
+from _bench.steps import Step, taken
+from zamba_compat import embedding_half, mixer_sequence, tiled
+from zamba_compat.native import unpacked
+from zamba_compat.one_row import has_tiles
+from zamba_compat.published import PUBLISHED
+
+IN_BFLOAT16 = (
+    Step("the embedding's half once", embedding_half, "products", lambda *given: None),
+    Step("a mixer's part in one loop", mixer_sequence, "run", lambda *given, **more: None),
+    Step("products with tiles", tiled, "_multiply", lambda *given, **more: False),
+)
+IN_NF4 = (
+    IN_BFLOAT16[1],
+    Step("weights written out in C", unpacked, "loop", lambda: None),
+    IN_BFLOAT16[2],
+)
+ROWS = (2, 16, 32, 64, 128, 512, 1024)
+WEIGHTS = ((8512, 2048), (2048, 4096), (16384, 2048), (2048, 8192))  # of 1.2B
+_BYTES = 6 * 10**8  # of weights that take turns, so that none is in a cache
+
+
+def seconds(function: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def prompts(model: Any, steps: tuple[Step, ...], length: int, rounds: int) -> list[float]:
+    """Median seconds with none, one, two, ... of the steps."""
+    ids = torch.randint(5, 32000, (1, length))
+    found: list[list[float]] = [[] for _ in range(len(steps) + 1)]
+    for _ in range(rounds + 1):
+        for count, times in enumerate(found):
+            with taken(steps, count):
+                times.append(seconds(lambda: model(ids, use_cache=True, logits_to_keep=1)))
+    return [statistics.median(times[1:]) for times in found]
+
+
+def products(rows: int, shape: tuple[int, int], rounds: int) -> tuple[float, float]:
+    """Milliseconds of a product by PyTorch, and how many times as fast the one with tiles is; medians."""
+    weights = [torch.randn(shape).bfloat16() for _ in range(max(2, _BYTES // (2 * shape[0] * shape[1])))]
+    x = torch.randn(rows, shape[1]).bfloat16()
+    out = x.new_empty(rows, shape[0])
+    of_pytorch, ratios = [], []
+    for _ in range(rounds + 1):
+        theirs = seconds(lambda: [torch.mm(x, weight.T, out=out) for weight in weights])
+        ours = seconds(lambda: [tiled.product(x, weight, out=out) for weight in weights])
+        of_pytorch.append(theirs / len(weights))
+        ratios.append(theirs / ours)
+    return 1e3 * statistics.median(of_pytorch[1:]), statistics.median(ratios[1:])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--shape", choices=tuple(PUBLISHED), default="1.2B")
+    add("--lengths", type=int, nargs="+", default=[128, 1024], help="tokens of the prompts")
+    add("--rounds", type=int, default=5)
+    add("--nf4", action="store_true", help="quantize the model")
+    add("--products", action="store_true", help="only products, with tiles and by PyTorch")
+    options = parser.parse_args()
+
+    torch.manual_seed(0)
+    about = f"torch {version('torch')}; {processor()}; medians of {options.rounds}."
+    with torch.inference_mode():
+        if options.products:
+            if not has_tiles() or tiled.loops() is None:
+                print("no tiles here")
+                return 0
+            print(f"Times as fast as PyTorch's product, and its milliseconds; {about}\n")
+            print(f"| rows | {' | '.join(f'{rows} x {columns}' for rows, columns in WEIGHTS)} |")
+            print(f"| ---: |{' ---: |' * len(WEIGHTS)}")
+            for rows in ROWS:
+                cells = (products(rows, shape, options.rounds) for shape in WEIGHTS)
+                print(f"| {rows} | {' | '.join(f'{ratio:.2f} ({ms:.1f})' for ms, ratio in cells)} |", flush=True)
+            return 0
+        model = build(PUBLISHED[options.shape].config, torch.bfloat16, "cpu", options.nf4)
+        steps = IN_NF4 if options.nf4 else IN_BFLOAT16
+        print(f"Seconds to the first token, {options.shape} in {'NF4' if options.nf4 else 'bfloat16'}, {about}\n")
+        print(f"| tokens | PyTorch's operations | {' | '.join(f'+ {step.title}' for step in steps)} |")
+        print(f"| ---: |{' ---: |' * (len(steps) + 1)}")
+        for length in options.lengths:
+            found = prompts(model, steps, length, options.rounds)
+            print(f"| {length} | {' | '.join(f'{median:.2f}' for median in found)} |", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
