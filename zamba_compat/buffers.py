@@ -9,6 +9,8 @@ from typing import Any
 import torch  # noqa: TID253
 from torch import Tensor  # noqa: TID253
 
+from .linears import PLAIN
+
 
 class Buffers(threading.local):
     """Memory that is used again, by name, in one thread."""
@@ -21,9 +23,11 @@ class Buffers(threading.local):
         count = math.prod(shape)
         # An inference tensor cannot be written outside of inference mode.
         key = name, like.device, dtype or like.dtype, torch.is_inference_mode_enabled()
-        held = self._held.get(key)
+        held = self._held.get(key) if type(like) in PLAIN else None
         if held is None or held.numel() < count:
-            held = self._held[key] = torch.empty(count, dtype=dtype or like.dtype, device=like.device)
+            held = torch.empty(count, dtype=dtype or like.dtype, device=like.device)
+            if type(held) is Tensor:  # one of FakeTensorMode has no memory, and the next user would compute with it
+                self._held[key] = held
         return held[:count].view(shape)
 
 
