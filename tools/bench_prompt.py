@@ -3,8 +3,9 @@
 python tools/bench_prompt.py [--shape 1.2B] [--lengths 128 1024] [--rounds 5] [--nf4] [--products]
 
 The steps take turns prompt by prompt, so that drift hits all alike. Random weights in bfloat16, or in NF4. --products:
-instead, the product with tiles beside PyTorch's, by rows and weights, where there are tiles. Without 16-bit
-instructions: ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2.
+instead, single products by rows and weights: the one with tiles beside PyTorch's, where there are tiles; with --nf4,
+bitsandbytes' kernel beside weights that are written out, where it has one. Without 16-bit instructions:
+ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import argparse
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -23,7 +24,7 @@ import zamba_compat  # noqa: F401
 from _bench.contestants import build
 from _bench.speed_report import processor
 from _bench.steps import Step, taken
-from zamba_compat import embedding_half, mixer_sequence, tiled
+from zamba_compat import embedding_half, mixer_sequence, packed_4bit, tiled
 from zamba_compat.native import unpacked
 from zamba_compat.one_row import has_tiles
 from zamba_compat.published import PUBLISHED
@@ -31,7 +32,7 @@ from zamba_compat.published import PUBLISHED
 IN_BFLOAT16 = (
     Step("the embedding's half once", embedding_half, "products", lambda *given: None),
     Step("a mixer's part in one loop", mixer_sequence, "run", lambda *given, **more: None),
-    Step("products with tiles", tiled, "_multiply", lambda *given, **more: False),
+    Step("products with tiles", tiled, "_takes", lambda *given: False),
 )
 IN_NF4 = (
     IN_BFLOAT16[1],
@@ -60,18 +61,62 @@ def prompts(model: Any, steps: tuple[Step, ...], length: int, rounds: int) -> li
     return [statistics.median(times[1:]) for times in found]
 
 
-def products(rows: int, shape: tuple[int, int], rounds: int) -> tuple[float, float]:
-    """Milliseconds of a product by PyTorch, and how many times as fast the one with tiles is; medians."""
+def milliseconds(ways: Sequence[Callable[[Any], Any]], weights: Sequence[Any], rounds: int) -> list[float]:
+    """Medians of one product in each way, which take turns."""
+    found: list[list[float]] = [[] for _ in ways]
+    for _ in range(rounds + 1):
+        for way, times in zip(ways, found, strict=True):
+            times.append(seconds(lambda way=way: [way(weight) for weight in weights]) / len(weights))  # type: ignore[misc]
+    return [1e3 * statistics.median(times[1:]) for times in found]
+
+
+def products(rows: int, shape: tuple[int, int], rounds: int) -> list[float]:
+    """By PyTorch, and with tiles."""
     weights = [torch.randn(shape).bfloat16() for _ in range(max(2, _BYTES // (2 * shape[0] * shape[1])))]
     x = torch.randn(rows, shape[1]).bfloat16()
     out = x.new_empty(rows, shape[0])
-    of_pytorch, ratios = [], []
-    for _ in range(rounds + 1):
-        theirs = seconds(lambda: [torch.mm(x, weight.T, out=out) for weight in weights])
-        ours = seconds(lambda: [tiled.product(x, weight, out=out) for weight in weights])
-        of_pytorch.append(theirs / len(weights))
-        ratios.append(theirs / ours)
-    return 1e3 * statistics.median(of_pytorch[1:]), statistics.median(ratios[1:])
+    ways = (lambda weight: torch.mm(x, weight.T, out=out), lambda weight: tiled.product(x, weight, out=out))
+    return milliseconds(ways, weights, rounds)
+
+
+def in_4_bits(rows: int, shape: tuple[int, int], rounds: int) -> list[float]:
+    """By bitsandbytes' kernel, by weights that PyTorch writes out, and by weights that the loop in C does."""
+    from bitsandbytes.functional import quantize_4bit
+
+    data, state = quantize_4bit(torch.randn(shape), quant_type="nf4", compress_statistics=True, blocksize=64)
+    packed = packed_4bit.packed_bytes(data.reshape(shape[0], -1))
+    weights = [packed.clone() for _ in range(max(2, _BYTES // (4 * packed.numel())))]
+    x, absmax = torch.randn(rows, shape[1]).bfloat16(), packed_4bit.kernel_absmax(state)
+
+    def kernel(weight: Any) -> None:
+        size = [len(weight), shape[1]]
+        torch.ops.bitsandbytes.gemv_4bit.default(x, weight, size, absmax, state.code, state.blocksize)
+
+    def by_pytorch(weight: Any) -> None:
+        with taken(IN_NF4[1:2], 0):
+            packed_4bit.product(x, weight, state, None)
+
+    return milliseconds(
+        (kernel, by_pytorch, lambda weight: packed_4bit.product(x, weight, state, None)), weights, rounds
+    )
+
+
+def print_products(nf4: bool, about: str, rounds: int) -> None:
+    if nf4:
+        from bitsandbytes.functional import has_avx512bf16
+
+        there, ways = has_avx512bf16(), "the kernel / written out by PyTorch / in C"
+    else:
+        there, ways = has_tiles() and tiled.loops() is not None, "PyTorch's product / with tiles"
+    if not there:
+        print("nothing to compare here")
+        return
+    print(f"Milliseconds: {ways}; {about}\n")
+    print(f"| rows | {' | '.join(f'{rows} x {columns}' for rows, columns in WEIGHTS)} |")
+    print(f"| ---: |{' ---: |' * len(WEIGHTS)}")
+    for rows in ROWS:
+        found = ((in_4_bits if nf4 else products)(rows, shape, rounds) for shape in WEIGHTS)
+        print(f"| {rows} | {' | '.join(' / '.join(f'{ms:.1f}' for ms in cell) for cell in found)} |", flush=True)
 
 
 def main() -> int:
@@ -81,22 +126,14 @@ def main() -> int:
     add("--lengths", type=int, nargs="+", default=[128, 1024], help="tokens of the prompts")
     add("--rounds", type=int, default=5)
     add("--nf4", action="store_true", help="quantize the model")
-    add("--products", action="store_true", help="only products, with tiles and by PyTorch")
+    add("--products", action="store_true", help="single products instead of prompts")
     options = parser.parse_args()
 
     torch.manual_seed(0)
     about = f"torch {version('torch')}; {processor()}; medians of {options.rounds}."
     with torch.inference_mode():
         if options.products:
-            if not has_tiles() or tiled.loops() is None:
-                print("no tiles here")
-                return 0
-            print(f"Times as fast as PyTorch's product, and its milliseconds; {about}\n")
-            print(f"| rows | {' | '.join(f'{rows} x {columns}' for rows, columns in WEIGHTS)} |")
-            print(f"| ---: |{' ---: |' * len(WEIGHTS)}")
-            for rows in ROWS:
-                cells = (products(rows, shape, options.rounds) for shape in WEIGHTS)
-                print(f"| {rows} | {' | '.join(f'{ratio:.2f} ({ms:.1f})' for ms, ratio in cells)} |", flush=True)
+            print_products(options.nf4, about, options.rounds)
             return 0
         model = build(PUBLISHED[options.shape].config, torch.bfloat16, "cpu", options.nf4)
         steps = IN_NF4 if options.nf4 else IN_BFLOAT16

@@ -63,7 +63,7 @@ def rms_norm(module: Any, x: Tensor) -> Tensor:
     result = x.new_empty(x.shape, dtype=torch.promote_types(weight.dtype, x.dtype))
     width = x.shape[-1]
     rows = x.reshape(-1, width)
-    for part, place in _blocks(NORM_BLOCK, rows, result.view(-1, width)):
+    for part, place in in_blocks(NORM_BLOCK, rows, result.view(-1, width)):
         wide = buffers.take("norm", x, len(part), width, dtype=torch.float32)
         mean = torch.linalg.vector_norm(wide.copy_(part), dim=-1, keepdim=True).square_().div_(width)
         torch.mul(part_in(x.dtype, wide.mul_(mean.add_(module.variance_epsilon).rsqrt_())), weight, out=place)
@@ -82,7 +82,7 @@ def autocasts() -> bool:
     return torch.is_autocast_cpu_enabled()
 
 
-def _blocks(length: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+def in_blocks(length: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """The same rows of several tensors at a time."""
     for start in range(0, len(tensors[0]), length):
         yield tuple(tensor[start : start + length] for tensor in tensors)
@@ -108,8 +108,8 @@ def product(module: Any, x: Tensor, out: Tensor) -> Tensor:
     """What a plain linear layer makes of x [rows, in_features], in `out` [rows, out_features]."""
     if widened.gains(x.dtype, x.device.type, len(x)):
         widened.product(x, module.weight, module.bias, out=out)
-    elif tiled.gains(x.dtype, x.device.type, len(x)) and tiled.product(x, module.weight, module.bias, out) is not None:
-        pass
+    elif tiled.product(x, module.weight, module.bias, out) is not None:
+        return out
     elif module.bias is None and one_row.has_tiles() and one_row.gains(module.weight, len(x)):
         torch.mv(module.weight, x[0], out=out[0])
     elif module.bias is None:
@@ -123,7 +123,7 @@ def add_product(to: Tensor, x: Tensor, weight: Tensor) -> None:
     """to += x @ weight.T, of x [rows, in_features] and weight [out_features, in_features]."""
     if widened.gains(x.dtype, x.device.type, len(x)):
         to.add_(widened.product(x, weight, out=buffers.take("added", x, *to.shape)))
-    elif not (tiled.gains(x.dtype, x.device.type, len(x)) and tiled.add_product(to, x, weight)):
+    elif not tiled.add_product(to, x, weight):
         to.addmm_(x, weight.T)
 
 
@@ -149,7 +149,7 @@ def mlp_forward(mlp: Any, hidden_state: Tensor, layer_idx: int) -> Tensor | None
         return None
     gate_up_proj, down_proj, down, up = linears
     result = rows.new_empty(rows.shape)
-    for x, place in _blocks(BLOCK, rows, result):
+    for x, place in in_blocks(BLOCK, rows, result):
         both = product(gate_up_proj, x, buffers.take("gate_up", x, len(x), gate_up_proj.out_features))
         add_product(both, F.linear(x, down.weight), up.weight)
         gate, factor = both.chunk(2, -1)

@@ -14,13 +14,12 @@ import torch.nn.functional as F  # noqa: TID253
 from torch import Tensor  # noqa: TID253
 from torch.utils.weak import WeakIdKeyDictionary  # noqa: TID253
 
-from .blocked import add_product, is_plain, is_plain_norm, is_unwatched
+from .blocked import NORM_BLOCK, add_product, in_blocks, is_plain, is_plain_norm, is_unwatched
 from .buffers import buffers
 from .linears import SHORT, Handler, linear
 
 FEWEST = 64  # rows from which on it gains
 MOST = 4096  # rows that it keeps something for: three times attention_hidden_size numbers for each, per block
-_ROWS = 64  # that are scaled at a time, which the caches hold
 _NEAR = 2**-5  # relative, of what is rounded to bfloat16 twice
 
 _products: Any = WeakIdKeyDictionary()  # of embeddings, which live as long as a forward pass: {id of a weight: _Known}
@@ -85,11 +84,9 @@ def products(layer: Any, hidden: Tensor, embedding: Tensor) -> Handler | None:
         if found is None or not torch.equal(found.scaled, apart.scaled):
             found = known[id(weight)] = _Known(apart.scaled, weight)
         result = torch.empty_like(found.product)
-        for start in range(0, len(result), _ROWS):
-            some = slice(start, start + _ROWS)
-            place = result[some]
-            wide = buffers.take("scaled half", x, *place.shape, dtype=torch.float32)
-            place.copy_(torch.mul(found.product[some], apart.scale[some], out=wide))
+        for some, scale, place in in_blocks(NORM_BLOCK, found.product, apart.scale, result):
+            wide = buffers.take("scaled half", x, *some.shape, dtype=torch.float32)
+            place.copy_(torch.mul(some, scale, out=wide))
         add_product(result, x[:, :width], weight[:, :width])
         return result if bias is None else result.add_(bias)
 

@@ -1,7 +1,7 @@
 """A sequence through a Mamba2 mixer by the loop in C where it takes it: everything between the projections.
 
-`mamba2_inference.run` computes the same with PyTorch's operations, chunk by chunk. On two cores a prompt of 1.2B spends
-a fifth to a third of its time in those.
+`mamba2_inference.run` computes the same with PyTorch's operations, chunk by chunk: a prompt of 1.2B on two cores of a
+Xeon with AMX takes 1.1 times as long with those.
 """
 
 from __future__ import annotations

@@ -83,7 +83,6 @@ def product(A: Any, packed: Any, state: Any, bias: Any) -> Any:
     A: (tokens, K). packed: (N', K / 2). state: the quant state of the weight, (N, K). bias: (N), or None.
     Returns (tokens, N) in the dtype of A.
     """
-
     rows, columns = state.shape
     out, absmax, loop = A.new_empty(len(A), rows), _absmax(state), _loop(A)
     step = max(1, (_DEQUANTIZED if loop is None else _WRITTEN) // (columns * ROWS)) * ROWS
@@ -137,6 +136,5 @@ def _multiply(A: Any, part: Any, bias: Any, out: Any) -> None:
 
     from . import tiled
 
-    if tiled.gains(A.dtype, A.device.type, len(A)) and tiled.product(A, part, bias, out) is not None:
-        return
-    out.copy_(torch.nn.functional.linear(A, part, bias))
+    if tiled.product(A, part, bias, out) is None:
+        out.copy_(torch.nn.functional.linear(A, part, bias))

@@ -34,19 +34,25 @@ def gains(dtype: torch.dtype, device: str, rows: int) -> bool:
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, out: Tensor | None = None) -> Tensor | None:
-    """x @ weight.T + bias, summed in float32 and rounded once; None where the loop does not take it.
+    """x @ weight.T + bias, summed in float32 and rounded once; None where that is for PyTorch, or faster there.
 
     x: [rows, in_features]. weight: [out_features, in_features]. bias: [out_features]. out: [rows, out_features].
     """
     place = x.new_empty(len(x), len(weight)) if out is None else out
-    if bias is not None and _fit(x, weight, place):
+    if not _takes(x, weight, place):
+        return None
+    if bias is not None:
         place.copy_(bias)
-    return place if _multiply(x, weight, place, add=bias is not None) else None
+    _multiply(x, weight, place, add=bias is not None)
+    return place
 
 
 def add_product(to: Tensor, x: Tensor, weight: Tensor) -> bool:
-    """to += x @ weight.T, rounded once; false, and nothing is changed, where the loop does not take it."""
-    return _multiply(x, weight, to, add=True)
+    """to += x @ weight.T, rounded once; false, and nothing is changed, where that is for PyTorch, or faster there."""
+    if not _takes(x, weight, to):
+        return False
+    _multiply(x, weight, to, add=True)
+    return True
 
 
 def within() -> Linears:
@@ -54,17 +60,18 @@ def within() -> Linears:
     return Linears(product, lambda rows: rows >= FEWEST)
 
 
-def _multiply(x: Tensor, weight: Tensor, out: Tensor, *, add: bool) -> bool:
+def _takes(x: Tensor, weight: Tensor, out: Tensor) -> bool:
+    """Whether these gain, and are matrices that the loop takes, with columns that fill its tiles."""
+    matrices = (x, weight, out)
+    return (
+        gains(x.dtype, x.device.type, len(x))
+        and weight.shape[-1] % _COLUMNS == 0
+        and all(type(each) in PLAIN and is_matrix(each) for each in matrices)
+    )
+
+
+def _multiply(x: Tensor, weight: Tensor, out: Tensor, *, add: bool) -> None:
     found = loops()
-    if found is None or not _fit(x, weight, out):
-        return False
+    assert found is not None
     room = buffers.take("tiles", x, found.room(*x.shape), dtype=torch.uint8)
     found.product(x, weight, room, out, add=add)
-    return True
-
-
-def _fit(x: Tensor, weight: Tensor, out: Tensor) -> bool:
-    """Whether these are matrices that the loop takes, with columns that fill its tiles."""
-    return weight.shape[-1] % _COLUMNS == 0 and all(
-        type(each) in PLAIN and is_matrix(each) for each in (x, weight, out)
-    )

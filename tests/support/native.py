@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
+import torch
+from torch import Tensor
 
+from zamba_compat import configure
 from zamba_compat.native import kernels, library, team
 
 Loops = TypeVar("Loops")
@@ -25,3 +29,24 @@ def read_together(together: bool, patch: pytest.MonkeyPatch) -> None:
     if library() is not None:
         patch.setattr(library(), "zamba_compat_together", lambda: together)
         patch.setattr(team, "_of", cache(team._of.__wrapped__))
+
+
+def is_off(get: Callable[[], Any]) -> bool:
+    """Whether there are no loops while they are switched off."""
+    configure(native=False)
+    try:
+        return get() is None
+    finally:
+        configure(native=None)
+
+
+def equal_by_threads(run: Callable[[], Tensor]) -> bool:
+    """Whether the same comes out with every number of threads, more than there is work for among them."""
+    threads, found = torch.get_num_threads(), []
+    try:
+        for number in (1, 2, 3, 9):
+            torch.set_num_threads(number)
+            found.append(run())
+    finally:
+        torch.set_num_threads(threads)
+    return all(torch.equal(found[0], other) for other in found)

@@ -82,6 +82,7 @@ def test_instead_of_linear(loops: Plain, bias: bool) -> None:
     assert ((got.double() - exact).abs() <= 1.01 * 2**-8 * exact.abs() + 1e-5).all()
 
 
+@torch.no_grad()
 def test_what_does_not_fill_a_tile_stays_with_pytorch(loops: Plain) -> None:
     x, weight = torch.randn(4, 40).bfloat16(), torch.randn(8, 40).bfloat16()
     bias, to = torch.randn(8).bfloat16(), torch.randn(4, 8).bfloat16()
@@ -90,6 +91,15 @@ def test_what_does_not_fill_a_tile_stays_with_pytorch(loops: Plain) -> None:
     assert torch.equal(to, before)
     turned = torch.randn(64, 4).bfloat16().T  # columns that do not follow each other
     assert tiled.product(turned, torch.randn(8, 64).bfloat16()) is None
+    assert loops.rows == []
+    assert tiled.product(turned.contiguous(), torch.randn(8, 64).bfloat16()) is not None and loops.rows == [4]
+
+
+def test_gradients_stay_with_pytorch(loops: Plain) -> None:
+    """Also where somebody asks for them within a model that is called without."""
+    layer, x = torch.nn.Linear(64, 8, bias=False).bfloat16(), torch.randn(4, 64).bfloat16()
+    with torch.no_grad(), tiled.within(), torch.enable_grad():
+        assert layer(x).requires_grad
     assert loops.rows == []
 
 
@@ -117,11 +127,16 @@ def test_a_model_is_as_right_as_without(
         assert len(loops.rows) >= len([name for name in fills if "_proj" in name])
 
 
-def test_not_of_a_quantized_model() -> None:
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.bfloat16], ids=str)
+def test_not_of_a_quantized_model(loops: Plain, dtype: torch.dtype) -> None:
+    """Of which the head alone is a product in bfloat16."""
     from patches.transformers.tiled_products import ADAPTER
 
-    packed = SimpleNamespace(weight=torch.zeros(4, 1, dtype=torch.uint8))
-    layers = [SimpleNamespace(mamba=SimpleNamespace(in_proj=packed))]
-    embeddings = SimpleNamespace(weight=torch.zeros(4, 4, dtype=torch.bfloat16))
-    model = SimpleNamespace(model=SimpleNamespace(layers=layers, embed_tokens=embeddings))
-    assert ADAPTER.patches[0].replace(lambda self, ids: "alone")(model, torch.ones(1, 5)) == "alone"
+    in_proj = SimpleNamespace(weight=torch.zeros(4, 1, dtype=dtype))
+    layers = [SimpleNamespace(mamba=SimpleNamespace(in_proj=in_proj))]
+    weight = torch.randn(4, 64).bfloat16()
+    model = SimpleNamespace(model=SimpleNamespace(layers=layers, embed_tokens=SimpleNamespace(weight=weight)))
+    head = ADAPTER.patches[0].replace(lambda self, ids: torch.nn.functional.linear(weight, weight))
+    head(model, torch.ones(1, 5))
+    assert bool(loops.rows) == (dtype == torch.bfloat16)

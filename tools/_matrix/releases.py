@@ -11,7 +11,7 @@ RELEASES = (
 """The last patch release of every minor line that has Zamba2, oldest first."""
 
 CI_RELEASES = (
-    "4.49.0", "4.53.3", "4.57.6", "5.0.0", "5.1.0", "5.4.0", "5.14.1", "5.16.1", "5.17.0", "5.23.0",
+    "4.49.0", "4.53.3", "4.57.6", "5.0.0", "5.1.0", "5.3.0", "5.4.0", "5.14.1", "5.16.1", "5.17.0", "5.23.0",
 )  # fmt: skip
 """Both ends, and both sides of every boundary between adapters that differ much."""
 

@@ -10,4 +10,6 @@
 #define EXPORT __attribute__((visibility("default")))
 #endif
 
+static inline size_t least(size_t a, size_t b) { return a < b ? a : b; }
+
 #endif

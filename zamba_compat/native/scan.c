@@ -150,8 +150,6 @@ AVX2 static void convolved(const Job *job, size_t channel, size_t some, float *t
     }
 }
 
-static inline size_t least(size_t a, size_t b) { return a < b ? a : b; }
-
 static inline float *bc_of(const Job *job, size_t group) { /* [tokens, 2 * groups * d_state] behind what becomes y */
     const Mixer *mixer = job->mixer;
     return job->sequence->room + TOKENS * mixer->heads * mixer->head_dim + group * mixer->d_state;

@@ -86,12 +86,18 @@ AVX512 INLINE void multiplied_asking(const bfloat16 *left, size_t stride, const 
  * added to what is there unless `first`. */
 AVX512 static void multiplied(const bfloat16 *left, size_t stride, const bfloat16 *right, size_t steps, float *sums,
                               int first, const Ahead *ahead) {
-    if (first) memset(sums, 0, SUMS * sizeof *sums);
     WRITTEN;
-    _tile_loadd(0, sums, 64);
-    _tile_loadd(1, sums + SUMS / 4, 64);
-    _tile_loadd(2, sums + SUMS / 2, 64);
-    _tile_loadd(3, sums + 3 * SUMS / 4, 64);
+    if (first) {
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_zero(2);
+        _tile_zero(3);
+    } else {
+        _tile_loadd(0, sums, 64);
+        _tile_loadd(1, sums + SUMS / 4, 64);
+        _tile_loadd(2, sums + SUMS / 2, 64);
+        _tile_loadd(3, sums + 3 * SUMS / 4, 64);
+    }
     switch (ahead->rows) {
     case 0: multiplied_asking(left, stride, right, steps, ahead, 0); break;
     case 1: multiplied_asking(left, stride, right, steps, ahead, 1); break;
@@ -130,16 +136,15 @@ AVX512 INLINE void transposed(__m512i *rows) {
 }
 
 static inline size_t pairs_of(size_t count) { return (count + BOTH - 1) / BOTH; }
-AVX512 INLINE __mmask32 within(size_t count) { return count < BOTH ? (__mmask32)((1u << count) - 1) : ~0u; }
 
-/* [32, columns] as right is read: [steps, 2, 16 pairs of columns, 16 rows, 2], zero where they end before. */
+/* [32, columns] as right is read: [steps, 2, 16 pairs of columns, 16 rows, 2], zeros where there are fewer rows. */
 AVX512 static void turned_pairs(const bfloat16 *from, size_t stride, size_t rows, size_t columns, bfloat16 *to) {
     for (size_t done = 0; done < columns; done += BOTH, to += PAIR)
         for (size_t half = 0; half < BOTH; half += TILE) {
             __m512i lines[TILE];
             for (size_t k = 0; k < TILE; k++) {
-                __mmask32 there = half + k < rows ? within(columns - done) : 0;
-                lines[k] = _mm512_maskz_loadu_epi16(there, from + (there ? half + k : 0) * stride + done);
+                size_t row = half + k;
+                lines[k] = row < rows ? _mm512_loadu_si512(from + row * stride + done) : _mm512_setzero_si512();
             }
             transposed(lines);
             for (size_t k = 0; k < TILE; k++) _mm512_store_si512(to + (half + k) * BOTH, lines[k]);
@@ -168,7 +173,8 @@ AVX512 static void packed_tokens(void *given, size_t first, size_t last) {
 
 /* sums of 32 rows and 32 tokens, rounded, to where they belong. */
 AVX512 static void finished(const Job *job, const float *sums, size_t row, size_t token) {
-    __mmask32 there = within(job->matrix->rows - row);
+    size_t rows = job->matrix->rows - row;
+    __mmask32 there = rows < BOTH ? (1u << rows) - 1 : ~0u;
     for (size_t half = 0; half < 2; half++) {
         __m512i low[TILE], high[TILE];
         for (size_t k = 0; k < TILE; k++) {
@@ -181,17 +187,15 @@ AVX512 static void finished(const Job *job, const float *sums, size_t row, size_
             __m512 first = _mm512_castsi512_ps(low[k]), second = _mm512_castsi512_ps(high[k]);
             if (job->add) {
                 __m512i before = _mm512_maskz_loadu_epi16(there, to);
-                __m512i even = _mm512_cvtepu16_epi32(_mm512_castsi512_si256(before));
-                __m512i odd = _mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(before, 1));
-                first = _mm512_add_ps(first, _mm512_castsi512_ps(_mm512_slli_epi32(even, 16)));
-                second = _mm512_add_ps(second, _mm512_castsi512_ps(_mm512_slli_epi32(odd, 16)));
+                __m512i upper = _mm512_cvtepu16_epi32(_mm512_castsi512_si256(before));
+                __m512i lower = _mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(before, 1));
+                first = _mm512_add_ps(first, _mm512_castsi512_ps(_mm512_slli_epi32(upper, 16)));
+                second = _mm512_add_ps(second, _mm512_castsi512_ps(_mm512_slli_epi32(lower, 16)));
             }
             _mm512_mask_storeu_epi16(to, there, (__m512i)_mm512_cvtne2ps_pbh(second, first));
         }
     }
 }
-
-static inline size_t least(size_t a, size_t b) { return a < b ? a : b; }
 
 /* Of 32 rows of weights the columns that are multiplied next, while `times` others are: `number` of those are done. */
 static inline Ahead ahead_of(const Matrix *matrix, size_t row, size_t column, size_t number, size_t times) {
@@ -261,6 +265,7 @@ EXPORT size_t zamba_compat_tiles_room(const Team *team, size_t tokens, size_t co
     return pairs_of(tokens) * pairs_of(columns) * PAIR * sizeof(bfloat16) + team->threads * room_of(tokens, PANELS);
 }
 
+/* y [tokens, rows] = x [tokens, columns] times the matrix turned, or added to y; columns are a multiple of 32. */
 EXPORT void zamba_compat_tiles_product(const Team *team, const Matrix *matrix, const bfloat16 *x, size_t x_stride,
                                        size_t tokens, bfloat16 *y, size_t y_stride, int add, char *room) {
     for (size_t done = 0; done < tokens; done += TOKENS) {

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _pointer, _size = ctypes.c_void_p, ctypes.c_size_t
-_COLUMNS = 16  # of unpacked.c
+_ROWS, _COLUMNS = 32, 16  # of unpacked.c
 
 
 class _Packed(ctypes.Structure):
@@ -26,10 +26,8 @@ class Loop:
 
     def __init__(self, functions: ctypes.CDLL) -> None:
         self._unpacked = functions.zamba_compat_unpacked
-        self._unpacked.argtypes, self._unpacked.restype = (
-            [ctypes.POINTER(Team), ctypes.POINTER(_Packed), _pointer],
-            None,
-        )
+        self._unpacked.argtypes = [ctypes.POINTER(Team), ctypes.POINTER(_Packed), _pointer]
+        self._unpacked.restype = None
 
     def write(self, data: Tensor, code: Tensor, scale: Tensor, out: Tensor) -> None:
         """The code's numbers times their scales into `out` [rows, columns], rounded once; all of what `fits`.
@@ -50,7 +48,7 @@ def fits(data: Tensor, code: Tensor, scale: Tensor, out: Tensor) -> bool:
         rows == scales > 0
         and blocks > 0
         and columns % (blocks * _COLUMNS) == 0
-        and data.shape == (rows + -rows % 32, columns // 2)
+        and data.shape == (rows + -rows % _ROWS, columns // 2)
         and code.shape == (16,)
         and data.dtype == torch.uint8
         and code.dtype == scale.dtype == torch.float32

@@ -10,8 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from support.native import read_together, there
-from zamba_compat import configure
+from support.native import is_off, read_together, there
 from zamba_compat.native import packed, team
 from zamba_compat.native.packed import CHUNK, Loops, Packed
 
@@ -193,8 +192,4 @@ def test_what_does_not_fit() -> None:
 
 
 def test_switched_off() -> None:
-    configure(native=False)
-    try:
-        assert packed.loops() is None
-    finally:
-        configure(native=None)
+    assert is_off(packed.loops)

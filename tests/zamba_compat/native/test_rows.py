@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from support.native import read_together, there
-from zamba_compat import configure
+from support.native import equal_by_threads, is_off, read_together, there
 from zamba_compat.native import rows
 from zamba_compat.native.rows import Loop, is_matrix
 
@@ -54,14 +53,7 @@ def test_what_is_no_number_stays_none(loop: Loop, column: int) -> None:
 
 def test_any_number_of_threads(loop: Loop) -> None:
     weight, x = normal(77, 130), normal(130)
-    threads, found = torch.get_num_threads(), []
-    try:
-        for number in (1, 2, 3, 9):
-            torch.set_num_threads(number)
-            found.append(product(loop, weight, x))
-    finally:
-        torch.set_num_threads(threads)
-    assert all(torch.equal(found[0], other) for other in found)
+    assert equal_by_threads(lambda: product(loop, weight, x))
 
 
 def test_what_is_no_matrix() -> None:
@@ -75,8 +67,4 @@ def test_what_is_no_matrix() -> None:
 
 
 def test_switched_off(loop: Loop) -> None:
-    configure(native=False)
-    try:
-        assert rows.loop() is None
-    finally:
-        configure(native=None)
+    assert is_off(rows.loop)

@@ -10,8 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from support.native import there
-from zamba_compat import configure
+from support.native import equal_by_threads, is_off, there
 from zamba_compat.native import scan
 from zamba_compat.native.scan import MOST_STATE, MOST_TAPS, Loop, Weights, fits
 
@@ -165,14 +164,8 @@ def test_what_is_no_number_stays_none(loop: Loop) -> None:
 
 
 def test_any_number_of_threads(loop: Loop) -> None:
-    threads, found = torch.get_num_threads(), []
-    try:
-        for number in (1, 2, 3, 9):
-            torch.set_num_threads(number)
-            found.append(torch.cat([t.flatten() for t in Case(Shape(), torch.float32).run(loop, True)]))
-    finally:
-        torch.set_num_threads(threads)
-    assert all(torch.equal(found[0], other) for other in found)
+    case = Case(Shape(), torch.float32)
+    assert equal_by_threads(lambda: torch.cat([part.flatten() for part in case.run(loop, True)]))
 
 
 def test_what_it_does_not_take() -> None:
@@ -203,8 +196,4 @@ def test_what_it_does_not_take() -> None:
 
 
 def test_switched_off(loop: Loop) -> None:
-    configure(native=False)
-    try:
-        assert scan.loop() is None
-    finally:
-        configure(native=None)
+    assert is_off(scan.loop)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import Tensor
 
-from zamba_compat import configure, one_row
+from support.native import equal_by_threads, is_off
+from zamba_compat import one_row
 from zamba_compat.native import tiles
 from zamba_compat.native.tiles import Loops
 
@@ -62,14 +67,23 @@ def test_parts_of_wider_matrices(loops: Loops) -> None:
 
 def test_any_number_of_threads(loops: Loops) -> None:
     x, weight = normal(70, 1056), normal(1000, 1056)
-    threads, found = torch.get_num_threads(), []
-    try:
-        for number in (1, 2, 3, 9):
-            torch.set_num_threads(number)
-            found.append(product(loops, x, weight))
-    finally:
-        torch.set_num_threads(threads)
-    assert all(torch.equal(found[0], other) for other in found)
+    assert equal_by_threads(lambda: product(loops, x, weight))
+
+
+@pytest.mark.parametrize("limit", [1, 2])
+def test_fewer_threads_than_asked_for(loops: Loops, limit: int) -> None:
+    """Which take the rows that others would have."""
+    program = """if True:
+        import torch
+        from zamba_compat.native.tiles import loops
+        torch.set_num_threads(7)
+        x, weight = torch.randn(70, 1056).bfloat16(), torch.randn(1000, 1056).bfloat16()
+        out, room = torch.full((70, 1000), torch.nan).bfloat16(), torch.empty(loops().room(70, 1056), dtype=torch.uint8)
+        loops().product(x, weight, room, out, add=False)
+        wanted = x.double() @ weight.double().T
+        assert (out - wanted).norm() < 2**-8 * wanted.norm()
+    """
+    subprocess.run([sys.executable, "-c", program], check=True, env={**os.environ, "OMP_THREAD_LIMIT": str(limit)})
 
 
 def test_what_is_no_number_stays_where_it_is(loops: Loops) -> None:
@@ -81,8 +95,4 @@ def test_what_is_no_number_stays_where_it_is(loops: Loops) -> None:
 
 
 def test_switched_off(loops: Loops) -> None:
-    configure(native=False)
-    try:
-        assert tiles.loops() is None
-    finally:
-        configure(native=None)
+    assert is_off(tiles.loops)

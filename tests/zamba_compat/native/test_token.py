@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from support.native import there
-from zamba_compat import configure, recurrence
+from support.native import is_off, there
+from zamba_compat import recurrence
 from zamba_compat.native import rows, token
 from zamba_compat.native.token import Loop, Weights, fits
 
@@ -233,8 +233,4 @@ def test_any_number_of_threads(loop: Loop, limit: int) -> None:
 
 
 def test_switched_off() -> None:
-    configure(native=False)
-    try:
-        assert token.loop() is None
-    finally:
-        configure(native=None)
+    assert is_off(token.loop)

@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from support.native import there
-from zamba_compat import configure
+from support.native import equal_by_threads, is_off, there
 from zamba_compat.native import unpacked
 from zamba_compat.native.unpacked import Loop, fits
 from zamba_compat.packed_4bit import packed_bytes
@@ -54,15 +53,13 @@ def test_what_is_no_number(loop: Loop) -> None:
 
 def test_any_number_of_threads(loop: Loop) -> None:
     data, scale, wanted = case(200, 64, 64)
-    threads = torch.get_num_threads()
-    try:
-        for number in (1, 2, 3, 9):
-            torch.set_num_threads(number)
-            out = torch.empty(200, 64).bfloat16()
-            loop.write(data, CODE, scale, out)
-            assert torch.equal(out, wanted.bfloat16())
-    finally:
-        torch.set_num_threads(threads)
+
+    def written() -> Tensor:
+        out = torch.empty(200, 64).bfloat16()
+        loop.write(data, CODE, scale, out)
+        return out
+
+    assert equal_by_threads(written) and torch.equal(written(), wanted.bfloat16())
 
 
 def test_what_it_does_not_take() -> None:
@@ -78,8 +75,4 @@ def test_what_it_does_not_take() -> None:
 
 
 def test_switched_off(loop: Loop) -> None:
-    configure(native=False)
-    try:
-        assert unpacked.loop() is None
-    finally:
-        configure(native=None)
+    assert is_off(unpacked.loop)
