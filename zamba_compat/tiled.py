@@ -1,8 +1,8 @@
 """bfloat16 products of several rows with the tile instructions of AMX, by a loop of our own.
 
 oneDNN, which PyTorch hands them to, rearranges the weight at every call, and gives each thread its share beforehand, so
-that the slowest one counts. Measured on two cores of a shared Xeon, taking turns, with the weights of 1.2B: 1.0 to 1.2
-times as fast for 2 rows, 1.4 to 1.8 for 32 and 64, 1.0 to 1.5 for 128 and more. See native/tiles.c.
+that the slowest one counts. Measured on two cores of a shared Xeon, taking turns, with the weights of 1.2B: 0.9 to 1.2
+times as fast for 2 and 16 rows, 1.3 to 1.8 for 32 and 64, 0.9 to 2 for 128 and more. See native/tiles.c.
 """
 
 from __future__ import annotations
