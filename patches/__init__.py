@@ -22,6 +22,7 @@ from .transformers import (
     cpu_refused,
     device_map_aliases,
     embeddings_generation,
+    folded_products,
     hybrid_cache_reset,
     long_context,
     offloaded_save,
@@ -85,6 +86,7 @@ ADAPTERS: tuple[Adapter, ...] = (
     single_token.ADAPTER,
     widened_products.ADAPTER,
     tiled_products.ADAPTER,
+    folded_products.ADAPTER,
     blocks_of_tokens.ADAPTER,
     shared_token.ADAPTER,
     # Fine-tuning.

@@ -25,7 +25,7 @@ from _bench.contestants import build
 from _bench.speed_report import processor
 from _bench.steps import Step, taken
 from zamba_compat import embedding_half, mixer_sequence, packed_4bit, tiled
-from zamba_compat.native import unpacked
+from zamba_compat.native import scan, unpacked
 from zamba_compat.one_row import has_tiles
 from zamba_compat.published import PUBLISHED
 
@@ -33,11 +33,12 @@ IN_BFLOAT16 = (
     Step("the embedding's half once", embedding_half, "products", lambda *given: None),
     Step("a mixer's part in one loop", mixer_sequence, "run", lambda *given, **more: None),
     Step("products with tiles", tiled, "_takes", lambda *given: False),
+    Step("and a mixer's chunks", scan, "chunks", lambda: None),
 )
 IN_NF4 = (
     IN_BFLOAT16[1],
     Step("weights written out in C", unpacked, "loop", lambda: None),
-    IN_BFLOAT16[2],
+    *IN_BFLOAT16[2:],
 )
 ROWS = (2, 16, 32, 64, 128, 512, 1024)
 WEIGHTS = ((8512, 2048), (2048, 4096), (16384, 2048), (2048, 8192))  # of 1.2B
@@ -131,11 +132,12 @@ def main() -> int:
 
     torch.manual_seed(0)
     about = f"torch {version('torch')}; {processor()}; medians of {options.rounds}."
-    with torch.inference_mode():
-        if options.products:
+    if options.products:
+        with torch.inference_mode():
             print_products(options.nf4, about, options.rounds)
-            return 0
-        model = build(PUBLISHED[options.shape].config, torch.bfloat16, "cpu", options.nf4)
+        return 0
+    model = build(PUBLISHED[options.shape].config, torch.bfloat16, "cpu", options.nf4)  # made within, PyTorch is slower
+    with torch.inference_mode():
         steps = IN_NF4 if options.nf4 else IN_BFLOAT16
         print(f"Seconds to the first token, {options.shape} in {'NF4' if options.nf4 else 'bfloat16'}, {about}\n")
         print(f"| tokens | PyTorch's operations | {' | '.join(f'+ {step.title}' for step in steps)} |")

@@ -89,17 +89,17 @@ def _operands(input: Any, weight: Any, bias: Any = None) -> tuple[Tensor, Tensor
     return (input, weight, bias) if weight.dim() == 2 else None
 
 
-def forward_within(original: Any, context: Callable[[Any, int], AbstractContextManager[object] | None]) -> Any:
-    """The forward of a causal language model, in the context for the model and its rows of input.
+def forward_within(original: Any, context: Callable[[Any, torch.Size], AbstractContextManager[object] | None]) -> Any:
+    """The forward of a causal language model, in the context for the model and its input: [batch, tokens].
 
-    Rows are tokens times batch. `context` returns None where nothing is to be changed.
+    `context` returns None where nothing is to be changed.
     """
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         tokens = args[0] if args else kwargs.get("input_ids")
         embedded = kwargs.get("inputs_embeds")
-        rows = tokens.numel() if tokens is not None else 0 if embedded is None else embedded.shape[:-1].numel()
-        found = context(self, rows)
+        given = tokens if tokens is not None or embedded is None else embedded[..., 0]
+        found = context(self, torch.Size((0, 0)) if given is None else given.shape)
         if found is None:
             return original(self, *args, **kwargs)
         with found:

@@ -1,7 +1,7 @@
 """A sequence through a Mamba2 mixer by the loop in C where it takes it: everything between the projections.
 
 `mamba2_inference.run` computes the same with PyTorch's operations, chunk by chunk: a prompt of 1.2B on two cores of a
-Xeon with AMX takes 1.1 times as long with those.
+Xeon takes 1.1 times as long with those. With AMX a token and layer takes 9 to 14 us in native/chunks.c, 32 in scan.c.
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ def run(
         and out.is_contiguous()
     ):
         return None
-    room = buffers.take("sequence", dt, found.room(own))
+    chunks = native.chunks() if native.fits_chunks(own, xbc, state) else None
+    found = found if chunks is None else chunks
+    room = buffers.take("sequence", dt, found.room(own, mixer.n_groups, state))
     for row in range(batch):
         found.run(
             own,

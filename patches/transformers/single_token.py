@@ -17,8 +17,8 @@ def forward(original: Any) -> Any:
     from zamba_compat.linears import forward_within
     from zamba_compat.one_row import faster, gains
 
-    def context(model: Any, rows: int) -> Any:
-        return faster(model) if gains(model.model.embed_tokens.weight, rows) else None
+    def context(model: Any, shape: Any) -> Any:
+        return faster(model) if gains(model.model.embed_tokens.weight, shape.numel()) else None
 
     return forward_within(original, context)
 

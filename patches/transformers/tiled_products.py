@@ -18,9 +18,9 @@ def forward(original: Any) -> Any:
     from zamba_compat.one_row import is_bfloat16
     from zamba_compat.tiled import gains, within
 
-    def context(model: Any, rows: int) -> Any:
+    def context(model: Any, shape: Any) -> Any:
         weight = model.model.embed_tokens.weight
-        return within() if gains(weight.dtype, weight.device.type, rows) and is_bfloat16(model) else None
+        return within() if gains(weight.dtype, weight.device.type, shape.numel()) and is_bfloat16(model) else None
 
     return forward_within(original, context)
 

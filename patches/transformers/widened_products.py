@@ -18,9 +18,9 @@ def forward(original: Any) -> Any:
     from zamba_compat.linears import forward_within
     from zamba_compat.widened import gains, widened
 
-    def context(model: Any, rows: int) -> Any:
+    def context(model: Any, shape: Any) -> Any:
         weight = model.model.embed_tokens.weight
-        return widened() if gains(weight.dtype, weight.device.type, rows) else None
+        return widened() if gains(weight.dtype, weight.device.type, shape.numel()) else None
 
     return forward_within(original, context)
 

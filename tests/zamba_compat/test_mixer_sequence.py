@@ -104,6 +104,40 @@ def test_as_right_as_pytorchs_operations(case: synthetic.Case, model: Any, dtype
     assert found < 1.2 * relative(prompt(model, case.ids).logits, wanted) + 1e-5
 
 
+@pytest.mark.parametrize("groups", [1, 2])
+def test_in_chunks_as_right_as_pytorchs_operations(
+    groups: int, tmp_path: Any, plain: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Heads as wide as those of published models; in bfloat16, with tiles."""
+    chunks = scan.chunks()
+    if chunks is None:
+        pytest.skip("no tiles here")
+    wide = {"hidden_size": 128, "n_mamba_heads": 4, "mamba_d_state": 64, "mamba_ngroups": groups}
+    case = synthetic.case("7B", length=LENGTH, time_step_min=1e-9, **wide)
+    state = {name: tensor.bfloat16() for name, tensor in case.state.items()}
+    model = load(synthetic.write_checkpoint(tmp_path / "model", state, case.config), torch_dtype=torch.bfloat16)
+    wanted = synthetic.forward({name: tensor.float() for name, tensor in state.items()}, case.config, case.ids)
+    rows, run = [], chunks.run
+    monkeypatch.setattr(
+        chunks, "run", lambda weights, xbc, *args, **more: rows.append(len(xbc)) or run(weights, xbc, *args, **more)
+    )
+
+    def error() -> float:
+        """Of a prompt and what goes on from it, of more tokens than one and of too few for a chunk."""
+        found, cache = [], None
+        for part in case.ids.split([70, 60, LENGTH - 130], 1):
+            result = prompt(model, part, cache)
+            cache = result.past_key_values
+            found.append(result.logits)
+        return relative(torch.cat(found, 1), wanted)
+
+    found = error()
+    assert rows == [70] * len(mixers(model)) + [60] * len(mixers(model))
+    plain(True)
+    assert found < 1.2 * error()
+    assert len(rows) == 2 * len(mixers(model))
+
+
 def test_under_autocast(case: synthetic.Case, model: Any, plain: Any) -> None:
     """Where in_proj's result is narrower than what is wanted."""
 

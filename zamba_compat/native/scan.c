@@ -7,7 +7,7 @@
  * Loaded as kernels.c is. Written for x86-64 with AVX2: elsewhere zamba_compat_scan_kind() is 0 and nothing else here
  * may be called.
  */
-#include "team.h"
+#include "scan.h"
 
 #if !defined(__x86_64__)
 EXPORT int zamba_compat_scan_kind(void) { return 0; }
@@ -22,29 +22,6 @@ EXPORT int zamba_compat_scan_kind(void) { return has_avx2(); }
 #define TOKENS 128   /* at a time */
 #define MOST_TAPS 8
 #define MOST_STATE 256
-
-/* Head h reads group h / (heads / groups); inner is heads * head_dim, a multiple of norm_group, and the convolution's
- * channels are inner + 2 * groups * d_state: x, B, C. */
-typedef struct {
-    size_t heads, head_dim, d_state, groups, taps, norm_group;
-    const float *kernel; /* [taps, channels], the oldest input's first */
-    const float *bias;   /* [channels], or null */
-    const float *A, *D;  /* [heads], A negative */
-    const float *norm;   /* [inner] */
-    float epsilon;
-} Mixer;
-
-/* What is narrow is bfloat16, the rest float32. Strides are of tokens, in numbers. */
-typedef struct {
-    size_t tokens, xbc_stride, gate_stride, dt_stride;
-    const void *xbc, *gate; /* [tokens, channels], [tokens, inner] */
-    const void *earlier;    /* [channels, taps], the inputs before the first, or null */
-    const float *dt;        /* [tokens, heads], after softplus and limits */
-    float *state;           /* [heads, head_dim, d_state] */
-    float *room;            /* [TOKENS, inner + 2 * groups * d_state] */
-    void *out;              /* [tokens, inner] */
-    int64_t narrow, goes_on; /* xbc, gate, earlier and out are; whether state has content */
-} Sequence;
 
 typedef struct {
     const Mixer *mixer;
@@ -251,8 +228,10 @@ AVX2 static void some_normed(void *given, size_t first, size_t last) {
         }
 }
 
-/* How many tokens `room` is for. */
-EXPORT size_t zamba_compat_scan_tokens(void) { return TOKENS; }
+/* How many numbers `room` is for. */
+EXPORT size_t zamba_compat_scan_room(const Mixer *mixer) {
+    return TOKENS * (mixer->heads * mixer->head_dim + 2 * mixer->groups * mixer->d_state);
+}
 
 EXPORT void zamba_compat_scan(const Team *team, const Mixer *mixer, const Sequence *sequence) {
     for (size_t first = 0; first < sequence->tokens; first += TOKENS) {

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 _pointer, _size = ctypes.c_void_p, ctypes.c_size_t
 MOST_TAPS, MOST_STATE = 8, 256  # of scan.c
+LEAST_TOKENS = 16  # of a sequence, for chunks
 
 
 class _Mixer(ctypes.Structure):
@@ -49,14 +50,18 @@ class Weights(NamedTuple):
 class Loop:
     """The function of scan.c."""
 
-    def __init__(self, functions: ctypes.CDLL) -> None:
-        self._scan, self.tokens = functions.zamba_compat_scan, int(functions.zamba_compat_scan_tokens())
+    ALIGNED = 64  # bytes, of the room
+
+    def __init__(self, functions: ctypes.CDLL, name: str = "scan") -> None:
+        self._scan = getattr(functions, f"zamba_compat_{name}")
+        self._room = getattr(functions, f"zamba_compat_{name}_room")
         self._scan.argtypes = [ctypes.POINTER(kind) for kind in (Team, _Mixer, _Sequence)]
+        self._room.argtypes, self._room.restype = [ctypes.POINTER(_Mixer)], _size
         self._scan.restype = None
 
-    def room(self, weights: Weights) -> int:
-        """How many numbers of float32 it takes."""
-        return self.tokens * weights.kernel.shape[1]
+    def room(self, weights: Weights, groups: int, state: Tensor) -> int:
+        """How many numbers of float32 it takes for such a state."""
+        return int(self._room(_mixer(weights, groups, state))) + self.ALIGNED // 4
 
     def run(
         self,
@@ -79,15 +84,19 @@ class Loop:
         state: [heads, head_dim, d_state], moved on from what is in it if it `goes_on`, else from zeros.
         out: [seq, inner], what the norm makes of y. room: as many as `room` says.
         """
-        heads, head_dim, d_state = state.shape
-        mixer = _Mixer(heads, head_dim, d_state, groups, len(weights.kernel), weights.norm_group)
-        for name in ("kernel", "bias", "A", "D", "norm"):
-            setattr(mixer, name, _at(getattr(weights, name)))
-        mixer.epsilon = weights.epsilon
-        places = map(_at, (xbc, gate, earlier, dt, state, room, out))
+        start = -(-room.data_ptr() // self.ALIGNED) * self.ALIGNED
+        places = *map(_at, (xbc, gate, earlier, dt, state)), start, out.data_ptr()
         strides = (tensor.stride(0) for tensor in (xbc, gate, dt))
         sequence = _Sequence(len(xbc), *strides, *places, xbc.element_size() == 2, goes_on)
-        self._scan(team(), mixer, sequence)
+        self._scan(team(), _mixer(weights, groups, state), sequence)
+
+
+def _mixer(weights: Weights, groups: int, state: Tensor) -> _Mixer:
+    mixer = _Mixer(*state.shape[-3:], groups, len(weights.kernel), weights.norm_group)
+    for name in ("kernel", "bias", "A", "D", "norm"):
+        setattr(mixer, name, _at(getattr(weights, name)))
+    mixer.epsilon = weights.epsilon
+    return mixer
 
 
 def _at(tensor: Tensor | None) -> int | None:
@@ -134,3 +143,27 @@ def fits(
 def loop() -> Loop | None:
     """The loop; None where it cannot be had, or is switched off."""
     return available("scan", Loop)
+
+
+def chunks() -> Loop | None:
+    """The one of chunks.c, which takes what `fits_chunks` besides; None where it cannot be had, or is switched off."""
+    return available("chunks", _chunks)
+
+
+def _chunks(functions: ctypes.CDLL) -> Loop:
+    return Loop(functions, "chunks")
+
+
+def fits_chunks(weights: Weights, xbc: Tensor, state: Tensor) -> bool:
+    """Whether a sequence that `fits` is one for `chunks`: bfloat16, and of shapes that fill tiles.
+
+    A short one leaves most of a chunk empty.
+    """
+    *_, head_dim, d_state = state.shape
+    return (
+        xbc.element_size() == 2
+        and xbc.shape[1] >= LEAST_TOKENS
+        and len(weights.kernel) == 4
+        and head_dim in (32, 64)
+        and d_state % 32 == weights.norm_group % 32 == 0
+    )

@@ -8,13 +8,7 @@
  * Loaded as kernels.c is. Where zamba_compat_tiles_kind() is 0 nothing else here may be called.
  */
 #include "rows.h"
-
-/* Since GCC 11 and Clang 12; asking for the permission is Linux' way. */
-#if defined(__x86_64__) && defined(__linux__) && defined(__has_include)
-#if __has_include(<amxbf16intrin.h>)
-#define HAS_TILES 1
-#endif
-#endif
+#include "tiles.h"
 
 #ifndef HAS_TILES
 EXPORT int zamba_compat_tiles_kind(void) { return 0; }
@@ -23,17 +17,11 @@ EXPORT int zamba_compat_tiles_kind(void) { return 0; }
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#define TILE 16                /* rows of a tile, each of 64 bytes */
-#define BOTH (2 * TILE)        /* rows, tokens and columns of what two tiles hold */
 #define PAIR (2 * TILE * BOTH) /* numbers of two tiles of bfloat16 */
 #define SUMS (4 * TILE * TILE) /* of 32 rows and 32 tokens, in four tiles of float32 */
 #define DEEP 1024              /* columns at a time */
 #define PANELS 4               /* of 32 rows each, that a thread multiplies by all tokens before it takes others */
 #define TOKENS 512             /* at a time */
-
-#define AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512bf16,amx-tile,amx-bf16")))
-/* The intrinsics of tiles do not tell GCC that they read memory. */
-#define WRITTEN __asm__ volatile("" ::: "memory")
 
 /* Whether there are tiles of bfloat16, the system keeps their registers, and lets this process use them. */
 EXPORT int zamba_compat_tiles_kind(void) {
@@ -44,19 +32,6 @@ EXPORT int zamba_compat_tiles_kind(void) {
     __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
     if ((low & 0x600e6) != 0x600e6) return 0; /* the registers of AVX512 and of tiles */
     return syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* the tiles' data */) == 0;
-}
-
-typedef struct {
-    uint8_t palette, start, reserved[14];
-    uint16_t bytes[16];
-    uint8_t rows[16];
-} Shape;
-
-AVX512 static void begin(void) {
-    Shape shape = {.palette = 1};
-    for (size_t tile = 0; tile < 8; tile++) shape.bytes[tile] = 64, shape.rows[tile] = TILE;
-    WRITTEN;
-    _tile_loadconfig(&shape);
 }
 
 /* The weights that come after these, which are asked for meanwhile: of `rows` rows the same columns. */
@@ -110,29 +85,6 @@ AVX512 static void multiplied(const bfloat16 *left, size_t stride, const bfloat1
     _tile_stored(1, sums + SUMS / 4, 64);
     _tile_stored(2, sums + SUMS / 2, 64);
     _tile_stored(3, sums + 3 * SUMS / 4, 64);
-}
-
-/* 16 x 16 numbers of 32 bits. */
-AVX512 INLINE void transposed(__m512i *rows) {
-    __m512i other[TILE];
-    for (size_t i = 0; i < TILE; i += 2) {
-        other[i] = _mm512_unpacklo_epi32(rows[i], rows[i + 1]);
-        other[i + 1] = _mm512_unpackhi_epi32(rows[i], rows[i + 1]);
-    }
-    for (size_t i = 0; i < TILE; i += 4)
-        for (size_t k = 0; k < 2; k++) {
-            rows[i + 2 * k] = _mm512_unpacklo_epi64(other[i + k], other[i + k + 2]);
-            rows[i + 2 * k + 1] = _mm512_unpackhi_epi64(other[i + k], other[i + k + 2]);
-        }
-    for (size_t i = 0; i < 4; i++)
-        for (size_t k = 0; k < TILE; k += 8) {
-            other[i + k] = _mm512_shuffle_i32x4(rows[i + k], rows[i + k + 4], 0x88);
-            other[i + k + 4] = _mm512_shuffle_i32x4(rows[i + k], rows[i + k + 4], 0xdd);
-        }
-    for (size_t i = 0; i < 8; i++) {
-        rows[i] = _mm512_shuffle_i32x4(other[i], other[i + 8], 0x88);
-        rows[i + 8] = _mm512_shuffle_i32x4(other[i], other[i + 8], 0xdd);
-    }
 }
 
 static inline size_t pairs_of(size_t count) { return (count + BOTH - 1) / BOTH; }

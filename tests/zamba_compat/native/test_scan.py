@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from support.native import equal_by_threads, is_off, there
+from zamba_compat import one_row
 from zamba_compat.native import scan
-from zamba_compat.native.scan import MOST_STATE, MOST_TAPS, Loop, Weights, fits
+from zamba_compat.native.scan import LEAST_TOKENS, MOST_STATE, MOST_TAPS, Loop, Weights, fits, fits_chunks
 
 EPSILON = 1e-5
 
@@ -43,9 +44,25 @@ SHAPES = [
 ]
 
 
+IN_CHUNKS = [
+    *[Shape(seq, heads=3, head_dim=64, d_state=128, norm_groups=2) for seq in (1, 2, 17, 63, 64, 65, 128)],
+    *[Shape(129, heads=4, head_dim=64, d_state=64, groups=2), Shape(300, heads=1, head_dim=32, d_state=32)],
+    *[Shape(77, heads=6, head_dim=32, d_state=MOST_STATE, groups=3), Shape(1000, heads=2, head_dim=64, d_state=96)],
+]
+
+
 @pytest.fixture
 def loop() -> Loop:
     return there(scan.loop())
+
+
+@pytest.fixture
+def chunks() -> Loop:
+    found = scan.chunks()
+    if found is None:
+        assert not one_row.has_tiles()
+        pytest.skip("no tiles here")
+    return found
 
 
 class Case:
@@ -107,7 +124,7 @@ class Case:
         earlier = self.earlier if goes_on else None
         assert fits(self.weights, *batched, shape.groups, None if earlier is None else earlier[None], self.state[None])
         state = self.state.clone() if goes_on else torch.full_like(self.state, math.nan)
-        room = torch.full((loop.room(self.weights),), math.nan)
+        room = torch.full((loop.room(self.weights, shape.groups, state),), math.nan)
         out = torch.full((shape.seq, shape.inner), math.nan, dtype=self.dtype)
         given: dict[str, Any] = {"groups": shape.groups, "earlier": earlier, "state": state, "goes_on": goes_on}
         loop.run(self.weights, self.xbc, self.gate, self.dt, room=room, out=out, **given)
@@ -195,5 +212,65 @@ def test_what_it_does_not_take() -> None:
     assert not fits(long.weights, *(t[None] for t in (long.xbc, long.gate, long.dt)), 1, None, long.state[None])
 
 
+@pytest.mark.parametrize("goes_on", [False, True], ids=["new", "goes on"])
+@pytest.mark.parametrize("shape", IN_CHUNKS, ids=str)
+def test_chunks_are_the_recurrence(chunks: Loop, shape: Shape, goes_on: bool) -> None:
+    """But for bfloat16's roundings: a chunk's of what is multiplied, and that of the result."""
+    case = Case(shape, torch.bfloat16, bias=shape.seq % 2 == 1)
+    assert fits_chunks(case.weights, case.xbc.new_empty(1, LEAST_TOKENS, 0), case.state)
+    (y, state), (wanted_y, wanted_state) = case.run(chunks, goes_on), case.wanted(goes_on)
+    assert_close(y, wanted_y, 1.5 * 2**-8 if shape.seq >= LEAST_TOKENS else 2**-7)
+    assert_close(state, wanted_state, 2**-8)
+    for token in {0, shape.seq // 2, shape.seq - 1}:  # nor is one of many wrong
+        assert_close(y[token], wanted_y[token], 2**-6)
+
+
+def test_chunks_keep_what_the_state_was_long_ago(chunks: Loop) -> None:
+    """Steps so small that nothing decays: the state is summed in float32, not rounded chunk by chunk."""
+    case = Case(Shape(2000, heads=2, head_dim=64, d_state=64), torch.bfloat16)
+    case.dt.mul_(1e-6)
+    _, state = case.run(chunks, True)
+    _, wanted = case.wanted(True)
+    assert_close(state, wanted, 1e-5)
+
+
+@pytest.mark.parametrize("size", [1e-30, 30.0, 90.0, 1e3])
+def test_numbers_of_any_size_in_chunks(chunks: Loop, size: float) -> None:
+    case = Case(Shape(150, heads=2, head_dim=64, d_state=64), torch.bfloat16)
+    case.projected.mul_(size)
+    case.dt[3] = case.dt[70] = 1e4
+    (y, state), (wanted_y, wanted_state) = case.run(chunks, True), case.wanted(True)
+    assert_close(y, wanted_y, 2**-5)  # which a token or two are the most of
+    assert_close(state, wanted_state, 2**-7)
+
+
+def test_in_chunks_what_is_no_number_stays_none(chunks: Loop) -> None:
+    """Its chunk and those after it, of its head."""
+    case = Case(Shape(200, heads=2, head_dim=64, d_state=64, norm_groups=2), torch.bfloat16)
+    case.dt[70, 1] = math.nan
+    y, state = case.run(chunks, False)
+    assert y[:70].isfinite().all() and y[:, :64].isfinite().all() and y[70:, 64:].isnan().all()
+    assert state[0].isfinite().all() and state[1].isnan().all()
+
+
+def test_chunks_by_any_number_of_threads(chunks: Loop) -> None:
+    case = Case(Shape(150, heads=4, head_dim=64, d_state=64, groups=2), torch.bfloat16)
+    assert equal_by_threads(lambda: torch.cat([part.flatten() for part in case.run(chunks, True)]))
+
+
+def test_what_is_no_chunk() -> None:
+    usual = Shape(LEAST_TOKENS, heads=2, head_dim=64, d_state=64)
+
+    def taken(shape: Shape, dtype: torch.dtype = torch.bfloat16) -> bool:
+        case = Case(shape, dtype)
+        return fits_chunks(case.weights, case.xbc[None], case.state[None])
+
+    assert taken(usual) and taken(usual._replace(head_dim=32, norm_groups=2))
+    assert not taken(usual, torch.float32)
+    for other in ({"seq": LEAST_TOKENS - 1}, {"taps": 3}, {"head_dim": 96}, {"head_dim": 48}, {"d_state": 48}):
+        assert not taken(usual._replace(**other)), other
+    assert not taken(usual._replace(heads=3, head_dim=32, norm_groups=6))  # groups of 16
+
+
 def test_switched_off(loop: Loop) -> None:
-    assert is_off(scan.loop)
+    assert is_off(scan.loop) and is_off(scan.chunks)
