@@ -83,10 +83,10 @@ ADAPTERS: tuple[Adapter, ...] = (
     hybrid_cache_reset.ADAPTER,
     embeddings_generation.ADAPTER,
     # Speed.
+    folded_products.ADAPTER,  # within the others, which see to it too
     single_token.ADAPTER,
     widened_products.ADAPTER,
     tiled_products.ADAPTER,
-    folded_products.ADAPTER,
     blocks_of_tokens.ADAPTER,
     shared_token.ADAPTER,
     # Fine-tuning.

@@ -16,6 +16,7 @@ from torch.nn.modules import module as hooks  # noqa: TID253
 
 from . import one_row, tiled, widened
 from .buffers import buffers
+from .linears import unasked
 
 # Rows that a projection is given at a time: enough to hide that its weight is read anew for every block.
 BLOCK = 512
@@ -59,14 +60,13 @@ def is_long(x: Tensor) -> bool:
 
 def rms_norm(module: Any, x: Tensor) -> Tensor:
     """The forward pass of a Zamba2RMSNorm, with its roundings: in float32, rounded, then times the weight."""
-    weight = module.weight
-    result = x.new_empty(x.shape, dtype=torch.promote_types(weight.dtype, x.dtype))
-    width = x.shape[-1]
-    rows = x.reshape(-1, width)
-    for part, place in in_blocks(NORM_BLOCK, rows, result.view(-1, width)):
-        wide = buffers.take("norm", x, len(part), width, dtype=torch.float32)
-        mean = torch.linalg.vector_norm(wide.copy_(part), dim=-1, keepdim=True).square_().div_(width)
-        torch.mul(part_in(x.dtype, wide.mul_(mean.add_(module.variance_epsilon).rsqrt_())), weight, out=place)
+    weight, width = module.weight, x.shape[-1]
+    with unasked(x):
+        result = x.new_empty(x.shape, dtype=torch.promote_types(weight.dtype, x.dtype))
+        for part, place in in_blocks(NORM_BLOCK, x.reshape(-1, width), result.view(-1, width)):
+            wide = buffers.take("norm", x, len(part), width, dtype=torch.float32)
+            mean = torch.linalg.vector_norm(wide.copy_(part), dim=-1, keepdim=True).square_().div_(width)
+            torch.mul(part_in(x.dtype, wide.mul_(mean.add_(module.variance_epsilon).rsqrt_())), weight, out=place)
     return result
 
 
@@ -132,9 +132,10 @@ def project(module: Any, x: Tensor, name: str) -> Tensor:
     if not is_plain(module, x):
         result: Tensor = module(x)
         return result
-    rows = x.reshape(-1, x.shape[-1])
-    out = product(module, rows, buffers.take(name, x, len(rows), len(module.weight)))
-    return out.view(*x.shape[:-1], -1)
+    with unasked(x):
+        rows = x.reshape(-1, x.shape[-1])
+        out = product(module, rows, buffers.take(name, x, len(rows), len(module.weight)))
+        return out.view(*x.shape[:-1], -1)
 
 
 def mlp_forward(mlp: Any, hidden_state: Tensor, layer_idx: int) -> Tensor | None:

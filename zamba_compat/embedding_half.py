@@ -16,7 +16,7 @@ from torch.utils.weak import WeakIdKeyDictionary  # noqa: TID253
 
 from .blocked import NORM_BLOCK, add_product, in_blocks, is_plain, is_plain_norm, is_unwatched
 from .buffers import buffers
-from .linears import SHORT, Handler, linear
+from .linears import SHORT, Handler, linear, unasked
 
 FEWEST = 64  # rows from which on it gains
 MOST = 4096  # rows that it keeps something for: three times attention_hidden_size numbers for each, per block
@@ -83,10 +83,11 @@ def products(layer: Any, hidden: Tensor, embedding: Tensor) -> Handler | None:
         found = known.get(id(weight))
         if found is None or not torch.equal(found.scaled, apart.scaled):
             found = known[id(weight)] = _Known(apart.scaled, weight)
-        result = torch.empty_like(found.product)
-        for some, scale, place in in_blocks(NORM_BLOCK, found.product, apart.scale, result):
-            wide = buffers.take("scaled half", x, *some.shape, dtype=torch.float32)
-            place.copy_(torch.mul(some, scale, out=wide))
+        with unasked(x):
+            result = torch.empty_like(found.product)
+            for some, scale, place in in_blocks(NORM_BLOCK, found.product, apart.scale, result):
+                wide = buffers.take("scaled half", x, *some.shape, dtype=torch.float32)
+                place.copy_(torch.mul(some, scale, out=wide))
         add_product(result, x[:, :width], weight[:, :width])
         return result if bias is None else result.add_(bias)
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import platform
+import threading
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch  # noqa: TID253
@@ -49,11 +50,52 @@ class Instead(TorchFunctionMode):
         return func(*args, **kwargs) if result is None else result
 
 
+_within = threading.local()
+
+
 class Linears(Instead):
-    """Replaces F.linear, and nothing else, by `linear` of the same arguments."""
+    """Replaces F.linear, and nothing else, by `linear` of the same arguments, or `one_matrix` where that is None."""
 
     def __init__(self, product: Product, fits: Callable[[int], bool]) -> None:
-        super().__init__({F.linear: linear(product, fits)})
+        found = linear(product, fits)
+
+        def handler(*args: Any, **kwargs: Any) -> Tensor | None:
+            result: Tensor | None = found(*args, **kwargs)
+            return one_matrix(*args, **kwargs) if result is None else result
+
+        super().__init__({F.linear: handler})
+
+    def __enter__(self) -> Any:
+        _within.depth = getattr(_within, "depth", 0) + 1
+        return super().__enter__()  # type: ignore[no-untyped-call]
+
+    def __exit__(self, *raised: Any) -> None:
+        _within.depth -= 1
+        super().__exit__(*raised)  # type: ignore[no-untyped-call]
+
+    @staticmethod
+    def runs() -> bool:
+        """Whether this thread is within one."""
+        return getattr(_within, "depth", 0) > 0
+
+
+def unasked(x: Tensor) -> AbstractContextManager[object]:
+    """Within it, nothing that replaces PyTorch's functions is asked about those that compute with x.
+
+    There are thousands in a prompt: within `Linears`, asking takes some percent of the time of one of 128 tokens. Other
+    types of tensor than PyTorch's own are asked about nevertheless.
+    """
+    return torch._C.DisableTorchFunction() if type(x) in PLAIN else nullcontext()
+
+
+def one_matrix(input: Any, weight: Any, bias: Any = None) -> Tensor | None:
+    """F.linear with the rows of `input` [..., in_features] as one matrix; None where PyTorch makes one of them."""
+    if type(input) not in PLAIN or input.dim() < 3 or weight.dim() != 2:
+        return None
+    strides, shape = input.stride(), input.shape
+    if all(strides[i] == strides[i + 1] * shape[i + 1] for i in range(input.dim() - 2)):
+        return None
+    return F.linear(input.reshape(-1, shape[-1]), weight, bias).view(*shape[:-1], len(weight))
 
 
 def linear(product: Product, fits: Callable[[int], bool]) -> Handler:

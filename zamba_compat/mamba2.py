@@ -21,6 +21,7 @@ from torch import Tensor  # noqa: TID253
 from . import mamba2_inference as inference
 from . import mixer_sequence, mixer_token
 from .blocked import BLOCK, project
+from .linears import unasked
 from .recurrence import MAX_CHUNK, causal_conv, last_inputs, scan, step, take
 
 
@@ -116,9 +117,10 @@ def _mix(
         if torch.is_grad_enabled() or not _known(xbc):
             y, conv_state, ssm_state = _with_gradients(mixer, gate, xbc, dt, conv_state, ssm_state, lengths)
         else:
-            y = hidden_states.new_empty(gate.shape)
             states = conv_state, ssm_state, lengths, overwrite
-            conv_state, ssm_state = _without_gradients(mixer, gate, xbc, dt, *states, out=y)
+            with unasked(hidden_states):
+                y = hidden_states.new_empty(gate.shape)
+                conv_state, ssm_state = _without_gradients(mixer, gate, xbc, dt, *states, out=y)
     return mixer.out_proj(y.to(hidden_states.dtype)), conv_state, ssm_state
 
 

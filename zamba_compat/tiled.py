@@ -12,7 +12,7 @@ from torch import Tensor  # noqa: TID253
 
 from . import one_row
 from .buffers import buffers
-from .linears import PLAIN, Linears
+from .linears import PLAIN, Linears, unasked
 from .native.rows import is_matrix
 from .native.tiles import loops
 
@@ -38,21 +38,23 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, out: Tensor |
 
     x: [rows, in_features]. weight: [out_features, in_features]. bias: [out_features]. out: [rows, out_features].
     """
-    place = x.new_empty(len(x), len(weight)) if out is None else out
-    if not _takes(x, weight, place):
-        return None
-    if bias is not None:
-        place.copy_(bias)
-    _multiply(x, weight, place, add=bias is not None)
-    return place
+    with unasked(x):
+        place = x.new_empty(len(x), len(weight)) if out is None else out
+        if not _takes(x, weight, place):
+            return None
+        if bias is not None:
+            place.copy_(bias)
+        _multiply(x, weight, place, add=bias is not None)
+        return place
 
 
 def add_product(to: Tensor, x: Tensor, weight: Tensor) -> bool:
     """to += x @ weight.T, rounded once; false, and nothing is changed, where that is for PyTorch, or faster there."""
-    if not _takes(x, weight, to):
-        return False
-    _multiply(x, weight, to, add=True)
-    return True
+    with unasked(x):
+        if not _takes(x, weight, to):
+            return False
+        _multiply(x, weight, to, add=True)
+        return True
 
 
 def within() -> Linears:

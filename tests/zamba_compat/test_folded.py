@@ -16,6 +16,7 @@ from conformance.helpers import load
 from patches.transformers.folded_products import ADAPTER
 from support import synthetic
 from zamba_compat import folded
+from zamba_compat.linears import Linears, one_matrix
 
 HIDDEN, HEAD = torch.randn(2, 7, 64).bfloat16(), torch.randn(96, 64).bfloat16()  # neither of which needs gradients
 
@@ -63,8 +64,8 @@ class Foreign(Tensor):
     ],
 )
 def test_what_is_left_to_pytorch(x: Tensor) -> None:
-    assert folded.linear(x, HEAD) is None
-    assert folded.linear(HIDDEN[:, -1:], HEAD[0]) is None
+    assert one_matrix(x, HEAD) is None
+    assert one_matrix(HIDDEN[:, -1:], HEAD[0]) is None
 
 
 def test_when_it_gains() -> None:
@@ -73,6 +74,10 @@ def test_when_it_gains() -> None:
     with torch.no_grad():
         assert folded.gains(prompt, "cpu")
         assert not folded.gains(prompt, "cuda") and not folded.gains(torch.Size((7, 1)), "cpu")
+        with Linears(lambda *given: None, lambda rows: True):
+            assert not folded.gains(prompt, "cpu")
+            assert "aten::bmm" not in operations(lambda: F.linear(HIDDEN[:, -1:], HEAD))
+        assert folded.gains(prompt, "cpu")
 
 
 @pytest.fixture

@@ -41,8 +41,8 @@ typedef struct {
     size_t stride;
 } Tiles;
 
-/* sums [32, 32], rows of which are `stride` numbers apart, become left [32, 32 * steps] times right [16 * steps pairs, 32,
- * 2], or that is added to them. */
+/* sums [32, 32], rows `stride` numbers apart, become left [32, 32 * steps] times right [16 * steps pairs, 32, 2],
+ * or that is added to them. */
 AVX512 static void multiplied(float *sums, size_t stride, Tiles left, Tiles right, size_t steps, int add) {
     const char *upper = left.at, *lower = upper + TILE * left.stride, *from = right.at;
     WRITTEN;
