@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zamba_compat.linears import Linears
+from zamba_compat import blocked, tiled
+from zamba_compat.linears import Instead, Linears, unasked
 
 X, WEIGHT = torch.randn(2, 3, 8).bfloat16(), torch.randn(5, 8).bfloat16()
 
@@ -67,3 +68,58 @@ def test_other_functions_are_left_alone() -> None:
     with Linears(marked, lambda rows: True):
         assert torch.equal(X @ WEIGHT.T, torch.matmul(X, WEIGHT.T))
         assert not (X @ WEIGHT.T == 7).all()
+
+
+class Asked(Instead):
+    """Counts the functions that it is asked about."""
+
+    def __init__(self) -> None:
+        super().__init__({})
+        self.count = 0
+
+    def __torch_function__(self, *args: Any, **kwargs: Any) -> Any:
+        self.count += 1
+        return super().__torch_function__(*args, **kwargs)
+
+
+def test_nothing_is_asked_of_plain_tensors() -> None:
+    with Asked() as asked:
+        with unasked(X):
+            X + X
+        assert asked.count == 0
+        foreign = X.as_subclass(Foreign)
+        before = asked.count
+        with unasked(foreign):
+            foreign + foreign
+        assert asked.count > before
+
+
+@pytest.mark.parametrize("name", ["norm", "projection", "product", "added product"])
+def test_our_own_loops_ask_nothing(name: str) -> None:
+    """However many blocks there are: hundreds of functions of a norm, thousands of a prompt."""
+    few, many = (count_of(name, rows) for rows in (64, 640))
+    assert few == many < 30
+
+
+def count_of(name: str, rows: int) -> int:
+    x, layer = torch.randn(rows, 32).bfloat16(), torch.nn.Linear(32, 32, bias=False).bfloat16()
+    norm = torch.nn.RMSNorm(32).bfloat16()
+    norm.variance_epsilon = 1e-5
+    out = torch.zeros(rows, 32).bfloat16()
+    run = {
+        "norm": lambda: blocked.rms_norm(norm, x),
+        "projection": lambda: blocked.project(layer, x, "test"),
+        "product": lambda: tiled.product(x, layer.weight),
+        "added product": lambda: tiled.add_product(out, x, layer.weight),
+    }[name]
+    with torch.no_grad(), Asked() as asked:
+        run()
+    return asked.count
+
+
+def test_a_depth_says_when_it_ends() -> None:
+    """Also when the body fails."""
+    with pytest.raises(ZeroDivisionError), Linears(marked, lambda rows: True), Linears(marked, lambda rows: True):
+        assert Linears.runs()
+        raise ZeroDivisionError
+    assert not Linears.runs()

@@ -14,6 +14,7 @@ from conformance.helpers import load, relative
 from support import synthetic
 from support.tokens import prompt
 from zamba_compat import configure
+from zamba_compat.linears import Instead
 from zamba_compat.native import scan
 
 pytest.importorskip("transformers", minversion="4.49")
@@ -136,6 +137,24 @@ def test_in_chunks_as_right_as_pytorchs_operations(
     plain(True)
     assert found < 1.2 * error()
     assert len(rows) == 2 * len(mixers(model))
+
+
+def test_nothing_is_asked_between_projections(case: synthetic.Case, model: Any) -> None:
+    """Nor more of a longer prompt."""
+
+    class Asked(Instead):
+        def __torch_function__(self, func: Any, *args: Any, **kwargs: Any) -> Any:
+            asked.append(func)
+            return super().__torch_function__(func, *args, **kwargs)
+
+    asked: list[Any] = []
+    mixer, count = mixers(model)[0], []
+    for length in (70, LENGTH):
+        asked.clear()
+        with torch.no_grad(), Asked({}):
+            mixer(torch.randn(1, length, case.config["hidden_size"]))
+        count.append(len(asked))
+    assert count[0] == count[1] < 60, asked
 
 
 def test_under_autocast(case: synthetic.Case, model: Any, plain: Any) -> None:

@@ -69,17 +69,15 @@ AVX512 INLINE Lanes convolved(Convolution *of) {
 
 /* Of a head and a chunk. */
 typedef struct {
-    float decays[CHUNK]; /* a */
-    float since[CHUNK];  /* E */
-    float dts[CHUNK];
-    float until[CHUNK];                 /* L of the last token */
-    bfloat16 factors[CHUNK * CHUNK];    /* (C B) L */
-    float x[CHUNK * MOST_ROWS];         /* [CHUNK, head_dim] */
-    bfloat16 pairs[CHUNK * MOST_ROWS];  /* of x: [CHUNK / 2, head_dim, 2] */
-    bfloat16 weighed[CHUNK * MOST_ROWS]; /* of L x, the same */
+    float decays[CHUNK], dts[CHUNK];        /* a, dt */
+    float since[CHUNK], until[CHUNK];       /* E, and L of the last token */
+    bfloat16 factors[CHUNK * CHUNK];        /* (C B) L */
+    float x[CHUNK * MOST_ROWS];             /* [CHUNK, head_dim] */
+    bfloat16 pairs[CHUNK * MOST_ROWS];      /* of x: [CHUNK / 2, head_dim, 2] */
+    bfloat16 weighed[CHUNK * MOST_ROWS];    /* of L x, the same */
     bfloat16 state[MOST_STATE * MOST_ROWS]; /* [d_state / 2, head_dim, 2] */
-    float y[CHUNK * MOST_ROWS];         /* [CHUNK, head_dim], of this chunk */
-    float past[CHUNK * MOST_ROWS];      /* of the state before it */
+    float y[CHUNK * MOST_ROWS];             /* [CHUNK, head_dim], of this chunk's tokens */
+    float past[CHUNK * MOST_ROWS];          /* the same of the state before it, without E */
 } Room;
 
 /* E, L, and that times C B. */
