@@ -25,7 +25,7 @@ from _bench.contestants import build
 from _bench.speed_report import processor
 from _bench.steps import Step, taken
 from zamba_compat import embedding_half, mixer_sequence, packed_4bit, tiled
-from zamba_compat.native import scan, unpacked
+from zamba_compat.native import unpacked
 from zamba_compat.one_row import has_tiles
 from zamba_compat.published import PUBLISHED
 
@@ -33,7 +33,7 @@ IN_BFLOAT16 = (
     Step("the embedding's half once", embedding_half, "products", lambda *given: None),
     Step("a mixer's part in one loop", mixer_sequence, "run", lambda *given, **more: None),
     Step("products with tiles", tiled, "_takes", lambda *given: False),
-    Step("and a mixer's chunks", scan, "chunks", lambda: None),
+    Step("a mixer in chunks", mixer_sequence, "_chunks", lambda: None),
 )
 IN_NF4 = (
     IN_BFLOAT16[1],

@@ -13,7 +13,7 @@ import zamba_compat  # noqa: F401
 from conformance.helpers import load, relative
 from support import synthetic
 from support.tokens import prompt
-from zamba_compat import configure
+from zamba_compat import configure, mixer_sequence, one_row, widened
 from zamba_compat.linears import Instead
 from zamba_compat.native import scan
 
@@ -106,13 +106,15 @@ def test_as_right_as_pytorchs_operations(case: synthetic.Case, model: Any, dtype
 
 
 @pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("by", ["chunks", "vectors"])
 def test_in_chunks_as_right_as_pytorchs_operations(
-    groups: int, tmp_path: Any, plain: Any, monkeypatch: pytest.MonkeyPatch
+    by: str, groups: int, tmp_path: Any, plain: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Heads as wide as those of published models; in bfloat16, with tiles."""
-    chunks = scan.chunks()
+    """Heads as wide as those of published models; in bfloat16, with tiles or with AVX512-BF16."""
+    chunks = getattr(scan, by)()
     if chunks is None:
-        pytest.skip("no tiles here")
+        pytest.skip("no such instructions here")
+    monkeypatch.setattr(mixer_sequence, "_chunks", getattr(scan, by))
     wide = {"hidden_size": 128, "n_mamba_heads": 4, "mamba_d_state": 64, "mamba_ngroups": groups}
     case = synthetic.case("7B", length=LENGTH, time_step_min=1e-9, **wide)
     state = {name: tensor.bfloat16() for name, tensor in case.state.items()}
@@ -137,6 +139,16 @@ def test_in_chunks_as_right_as_pytorchs_operations(
     plain(True)
     assert found < 1.2 * error()
     assert len(rows) == 2 * len(mixers(model))
+
+
+def test_chunks_by_what_the_processor_is_fast_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As PyTorch's products are: what keeps oneDNN from instructions keeps us from them."""
+    monkeypatch.setattr(scan, "chunks", lambda: "tiles")
+    monkeypatch.setattr(scan, "vectors", lambda: "vectors")
+    for tiles, instructions, wanted in ((True, True, "tiles"), (False, True, "vectors"), (False, False, None)):
+        monkeypatch.setattr(one_row, "has_tiles", lambda tiles=tiles: tiles)
+        monkeypatch.setattr(widened, "has_instructions", lambda dtype, found=instructions: found)
+        assert mixer_sequence._chunks() == wanted
 
 
 def test_nothing_is_asked_between_projections(case: synthetic.Case, model: Any) -> None:

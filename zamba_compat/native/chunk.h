@@ -12,9 +12,19 @@
 #define MOST_STATE 256
 #define MOST_ROWS 64 /* of a head */
 
+/* Rows of bfloat16, so many bytes apart. */
+typedef struct {
+    const void *at;
+    size_t stride;
+} Tiles;
+
+typedef void (*Multiplied)(float *sums, size_t stride, Tiles left, Tiles right, size_t steps, int add);
+
 typedef struct {
     const Mixer *mixer;
     const Sequence *sequence;
+    Multiplied multiplied;
+    int tiles;
     size_t first, tokens; /* of this time */
     float *y;             /* [TOKENS, inner] */
     float *states;        /* [heads, d_state, head_dim] */

@@ -1,5 +1,5 @@
-/* A sequence through a Mamba2 mixer as scan.c has it, but 64 tokens of a head at a time, with the tile instructions of
- * AMX.
+/* A sequence through a Mamba2 mixer as scan.c has it, but 64 tokens of a head at a time, as products of matrices of
+ * bfloat16: with the tile instructions of AMX, or with those of AVX512-BF16.
  *
  * With E_i = a_0 ... a_i of a chunk, and L_ij = a_j+1 ... a_i dt_j where j <= i (Dao and Gu, "Transformers are SSMs",
  * 2024, section 6):
@@ -9,12 +9,14 @@
  * What is multiplied is rounded to bfloat16, as in the kernels for GPUs: B, C, x, S, (C B) L and L x. Sums are float32,
  * and so is the state that goes on.
  *
- * Loaded as kernels.c is. Where zamba_compat_chunks_kind() is 0 nothing else here may be called.
+ * Loaded as kernels.c is. Where zamba_compat_chunks_kind() is 0 zamba_compat_chunks() may not be called, and likewise
+ * zamba_compat_vectors().
  */
 #include "tiles.h"
 
 #ifndef HAS_TILES
 EXPORT int zamba_compat_chunks_kind(void) { return 0; }
+EXPORT int zamba_compat_vectors_kind(void) { return 0; }
 #else
 #include "chunk.h"
 
@@ -22,6 +24,10 @@ EXPORT int zamba_compat_chunks_kind(void) { return 0; }
 
 EXPORT int zamba_compat_tiles_kind(void);
 EXPORT int zamba_compat_chunks_kind(void) { return zamba_compat_tiles_kind(); }
+EXPORT int zamba_compat_vectors_kind(void) {
+    return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl");
+}
 
 /* B and C of 32 channels each, zeros where there are no tokens. */
 AVX512 static void some_bc(void *given, size_t first, size_t last) {
@@ -35,15 +41,9 @@ AVX512 static void some_bc(void *given, size_t first, size_t last) {
     }
 }
 
-/* Rows of bfloat16, so many bytes apart. */
-typedef struct {
-    const void *at;
-    size_t stride;
-} Tiles;
-
 /* sums [32, 32], rows `stride` numbers apart, become left [32, 32 * steps] times right [16 * steps pairs, 32, 2],
  * or that is added to them. */
-AVX512 static void multiplied(float *sums, size_t stride, Tiles left, Tiles right, size_t steps, int add) {
+AVX512 static void by_tiles(float *sums, size_t stride, Tiles left, Tiles right, size_t steps, int add) {
     const char *upper = left.at, *lower = upper + TILE * left.stride, *from = right.at;
     WRITTEN;
     if (add) {
@@ -73,12 +73,38 @@ AVX512 static void multiplied(float *sums, size_t stride, Tiles left, Tiles righ
     _tile_stored(3, sums + TILE * stride + TILE, 4 * stride);
 }
 
+#define ROWS 8 /* that are summed together */
+
+/* The same without tiles. */
+AVX512 static void by_vectors(float *sums, size_t stride, Tiles left, Tiles right, size_t steps, int add) {
+    for (size_t row = 0; row < BOTH; row += ROWS, sums += ROWS * stride) {
+        const char *from = (const char *)left.at + row * left.stride, *pairs = right.at;
+        Lanes some[ROWS];
+        for (size_t k = 0; k < ROWS; k++)
+            some[k] = add ? numbers(sums + k * stride) : (Lanes){_mm512_setzero_ps(), _mm512_setzero_ps()};
+        for (size_t pair = 0; pair < TILE * steps; pair++, from += 4, pairs += right.stride) {
+            __m512bh low = (__m512bh)_mm512_loadu_si512(pairs), high = (__m512bh)_mm512_loadu_si512(pairs + 64);
+            for (size_t k = 0; k < ROWS; k++) {
+                int both;
+                memcpy(&both, from + k * left.stride, 4);
+                __m512bh by = (__m512bh)_mm512_set1_epi32(both);
+                some[k].low = _mm512_dpbf16_ps(some[k].low, by, low);
+                some[k].high = _mm512_dpbf16_ps(some[k].high, by, high);
+            }
+        }
+        for (size_t k = 0; k < ROWS; k++) {
+            _mm512_storeu_ps(sums + k * stride, some[k].low);
+            _mm512_storeu_ps(sums + k * stride + TILE, some[k].high);
+        }
+    }
+}
+
 /* Of each chunk and group C times B, where a token of B is not behind that of C; and B turned. */
 AVX512 static void some_products(void *given, size_t first, size_t last) {
     const Job *job = given;
     size_t groups = job->mixer->groups, d_state = job->mixer->d_state, width = width_of(job->mixer);
     _Alignas(64) bfloat16 pairs[MOST_STATE * CHUNK]; /* [d_state / 2, CHUNK, 2] */
-    begin();
+    if (job->tiles) begin();
     for (size_t i = first; i < last; i++) {
         const bfloat16 *B = job->bc + i / groups * CHUNK * width + i % groups * d_state, *C = B + groups * d_state;
         bfloat16 *turned = job->turned + i * d_state * CHUNK;
@@ -98,10 +124,10 @@ AVX512 static void some_products(void *given, size_t first, size_t last) {
         float *products = job->products + i * CHUNK * CHUNK;
         for (size_t row = 0; row < CHUNK; row += BOTH)
             for (size_t column = 0; column <= row; column += BOTH)
-                multiplied(products + row * CHUNK + column, CHUNK, (Tiles){C + row * width, 2 * width},
+                job->multiplied(products + row * CHUNK + column, CHUNK, (Tiles){C + row * width, 2 * width},
                            (Tiles){pairs + 2 * column, 4 * CHUNK}, d_state / BOTH, 0);
     }
-    _tile_release();
+    if (job->tiles) _tile_release();
 }
 
 /* A state [rows, columns] as [columns, rows]. */
@@ -122,7 +148,7 @@ AVX512 static void some_heads(void *given, size_t first, size_t last) {
     _Alignas(64) Room room;
     const unsigned before = _mm_getcsr();
     _mm_setcsr(before | 0x8040); /* what decays below 2^-126 is zero: computing with it takes 100 times as long */
-    begin();
+    if (job->tiles) begin();
     for (size_t head = first; head < last; head++) {
         size_t place = head * head_dim * d_state, group = head / (mixer->heads / groups);
         float *kept = job->sequence->state + place, *state = job->states + place;
@@ -143,12 +169,13 @@ AVX512 static void some_heads(void *given, size_t first, size_t last) {
                 Tiles pairs = {room.pairs + 2 * column, 4 * head_dim}, past = {room.state + 2 * column, 4 * head_dim};
                 for (size_t row = 0; row < CHUNK; row += BOTH) {
                     size_t to = row * head_dim + column;
-                    multiplied(room.past + to, head_dim, (Tiles){C + row * width, 2 * width}, past, d_state / BOTH, 0);
+                    Tiles some = {C + row * width, 2 * width};
+                    job->multiplied(room.past + to, head_dim, some, past, d_state / BOTH, 0);
                     Tiles factors = {room.factors + row * CHUNK, 2 * CHUNK};
-                    multiplied(room.y + to, head_dim, factors, pairs, row / BOTH + 1, 0);
+                    job->multiplied(room.y + to, head_dim, factors, pairs, row / BOTH + 1, 0);
                 }
                 for (size_t n = 0; n < d_state; n += BOTH)
-                    multiplied(state + n * head_dim + column, head_dim,
+                    job->multiplied(state + n * head_dim + column, head_dim,
                                (Tiles){job->turned + (number * d_state + n) * CHUNK, 2 * CHUNK},
                                (Tiles){room.weighed + 2 * column, 4 * head_dim}, CHUNK / BOTH, 1);
             }
@@ -157,7 +184,7 @@ AVX512 static void some_heads(void *given, size_t first, size_t last) {
         }
         if (job->first + job->tokens == job->sequence->tokens) turned_state(state, d_state, head_dim, kept);
     }
-    _tile_release();
+    if (job->tiles) _tile_release();
     _mm_setcsr(before);
 }
 
@@ -192,12 +219,13 @@ EXPORT size_t zamba_compat_chunks_room(const Mixer *mixer) {
            TOKENS * width_of(mixer) / 2 + chunks * mixer->d_state * CHUNK / 2;
 }
 
-/* Narrow sequences of mixers whose taps are 4; head_dim is 32 or 64, d_state and norm_group are multiples of 32. room
- * begins at a multiple of 64 bytes. */
-EXPORT void zamba_compat_chunks(const Team *team, const Mixer *mixer, const Sequence *sequence) {
+EXPORT size_t zamba_compat_vectors_room(const Mixer *mixer) { return zamba_compat_chunks_room(mixer); }
+
+static void run(const Team *team, const Mixer *mixer, const Sequence *sequence, int tiles) {
     for (size_t first = 0; first < sequence->tokens; first += TOKENS) {
-        Job job = {.mixer = mixer, .sequence = sequence, .first = first, .y = sequence->room};
+        Job job = {.mixer = mixer, .sequence = sequence, .first = first, .y = sequence->room, .tiles = tiles};
         size_t chunks = CHUNKS * mixer->groups;
+        job.multiplied = tiles ? by_tiles : by_vectors;
         job.tokens = least(TOKENS, sequence->tokens - first);
         job.states = job.y + TOKENS * inner_of(mixer);
         job.products = job.states + mixer->d_state * inner_of(mixer);
@@ -208,5 +236,15 @@ EXPORT void zamba_compat_chunks(const Team *team, const Mixer *mixer, const Sequ
         spread(team, some_heads, &job, mixer->heads);
         spread(team, some_normed, &job, job.tokens);
     }
+}
+
+/* Narrow sequences of mixers whose taps are 4; head_dim is 32 or 64, d_state and norm_group are multiples of 32. room
+ * begins at a multiple of 64 bytes. */
+EXPORT void zamba_compat_chunks(const Team *team, const Mixer *mixer, const Sequence *sequence) {
+    run(team, mixer, sequence, 1);
+}
+
+EXPORT void zamba_compat_vectors(const Team *team, const Mixer *mixer, const Sequence *sequence) {
+    run(team, mixer, sequence, 0);
 }
 #endif

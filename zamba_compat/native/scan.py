@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from .team import Team, available, team
@@ -140,22 +141,26 @@ def fits(
     )
 
 
+_CHUNKS, _VECTORS = partial(Loop, name="chunks"), partial(Loop, name="vectors")
+
+
 def loop() -> Loop | None:
     """The loop; None where it cannot be had, or is switched off."""
     return available("scan", Loop)
 
 
 def chunks() -> Loop | None:
-    """The one of chunks.c, which takes what `fits_chunks` besides; None where it cannot be had, or is switched off."""
-    return available("chunks", _chunks)
+    """The one of chunks.c with tiles; None where it cannot be had, or is switched off. It takes what `fits_chunks`."""
+    return available("chunks", _CHUNKS)
 
 
-def _chunks(functions: ctypes.CDLL) -> Loop:
-    return Loop(functions, "chunks")
+def vectors() -> Loop | None:
+    """The same with AVX512-BF16."""
+    return available("vectors", _VECTORS)
 
 
 def fits_chunks(weights: Weights, xbc: Tensor, state: Tensor) -> bool:
-    """Whether a sequence that `fits` is one for `chunks`: bfloat16, and of shapes that fill tiles.
+    """Whether a sequence that `fits` is one for chunks: bfloat16, and of shapes that fill tiles.
 
     A short one leaves most of a chunk empty.
     """

@@ -56,12 +56,13 @@ def loop() -> Loop:
     return there(scan.loop())
 
 
-@pytest.fixture
-def chunks() -> Loop:
-    found = scan.chunks()
+@pytest.fixture(params=["chunks", "vectors"])
+def chunks(request: pytest.FixtureRequest) -> Loop:
+    """With tiles, or with AVX512-BF16."""
+    found: Loop | None = getattr(scan, request.param)()
     if found is None:
         assert not one_row.has_tiles()
-        pytest.skip("no tiles here")
+        pytest.skip("no such instructions here")
     return found
 
 
@@ -273,4 +274,4 @@ def test_what_is_no_chunk() -> None:
 
 
 def test_switched_off(loop: Loop) -> None:
-    assert is_off(scan.loop) and is_off(scan.chunks)
+    assert is_off(scan.loop) and is_off(scan.chunks) and is_off(scan.vectors)
