@@ -30,6 +30,6 @@ ADAPTER = Adapter(
     target="transformers.models.zamba2.modeling_zamba2:Zamba2ForCausalLM.forward",
     replace=forward,
     signature=("self", "input_ids", "attention_mask", "position_ids", "past_key_values", "inputs_embeds", ...),
-    upstream="https://github.com/pytorch/pytorch/issues/186148",
+    upstream="pytorch/pytorch#186148",
     ends=None,
 )
