@@ -18,7 +18,7 @@ from .linears import Instead, Linears, one_matrix
 def gains(shape: torch.Size, device: str) -> bool:
     """Whether the head of a model that is given [batch, tokens] ids may gain, and no other context sees to it."""
     return (
-        shape[-1] > 1
+        shape[-1:].numel() > 1
         and device == "cpu"
         and not Linears.runs()
         and not torch.is_grad_enabled()

@@ -19,7 +19,7 @@ def forward(original: Any) -> Any:
     from zamba_compat.linears import forward_within
 
     def context(model: Any, shape: Any) -> Any:
-        return within() if gains(shape, model.lm_head.weight.device.type) else None
+        return within() if gains(shape, model.model.embed_tokens.weight.device.type) else None
 
     return forward_within(original, context)
 

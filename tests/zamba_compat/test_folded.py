@@ -74,6 +74,7 @@ def test_when_it_gains() -> None:
     with torch.no_grad():
         assert folded.gains(prompt, "cpu")
         assert not folded.gains(prompt, "cuda") and not folded.gains(torch.Size((7, 1)), "cpu")
+        assert not folded.gains(torch.Size(()), "cpu") and not folded.gains(torch.Size((0, 0)), "cpu")
         with Linears(lambda *given: None, lambda rows: True):
             assert not folded.gains(prompt, "cpu")
             assert "aten::bmm" not in operations(lambda: F.linear(HIDDEN[:, -1:], HEAD))
