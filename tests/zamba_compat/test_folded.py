@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -82,10 +82,10 @@ def test_when_it_gains() -> None:
 
 
 @pytest.fixture
-def frozen(tmp_path: Path) -> Iterator[Any]:
+def frozen(tmp_path: Path) -> Any:
     """A model whose weights need no gradients, as PEFT leaves them; with them PyTorch folds by itself."""
     case = synthetic.case("7B")
-    yield load(synthetic.write_checkpoint(tmp_path / "model", case.state, case.config)).requires_grad_(False)
+    return load(synthetic.write_checkpoint(tmp_path / "model", case.state, case.config)).requires_grad_(False)
 
 
 def test_a_models_last_token(frozen: Any) -> None:

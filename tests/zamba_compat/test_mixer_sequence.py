@@ -12,9 +12,9 @@ from torch import Tensor, nn
 import zamba_compat  # noqa: F401
 from conformance.helpers import load, relative
 from support import synthetic
+from support.asked import Asked
 from support.tokens import prompt
 from zamba_compat import configure, mixer_sequence, one_row, widened
-from zamba_compat.linears import Instead
 from zamba_compat.native import scan
 
 pytest.importorskip("transformers", minversion="4.49")
@@ -154,19 +154,12 @@ def test_chunks_by_what_the_processor_is_fast_with(monkeypatch: pytest.MonkeyPat
 def test_nothing_is_asked_between_projections(case: synthetic.Case, model: Any) -> None:
     """Nor more of a longer prompt."""
 
-    class Asked(Instead):
-        def __torch_function__(self, func: Any, *args: Any, **kwargs: Any) -> Any:
-            asked.append(func)
-            return super().__torch_function__(func, *args, **kwargs)
-
-    asked: list[Any] = []
     mixer, count = mixers(model)[0], []
     for length in (70, LENGTH):
-        asked.clear()
-        with torch.no_grad(), Asked({}):
+        with torch.no_grad(), Asked() as asked:
             mixer(torch.randn(1, length, case.config["hidden_size"]))
-        count.append(len(asked))
-    assert count[0] == count[1] < 60, asked
+        count.append(len(asked.functions))
+    assert count[0] == count[1] < 60, asked.functions
 
 
 def test_under_autocast(case: synthetic.Case, model: Any, plain: Any) -> None:

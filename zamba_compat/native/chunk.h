@@ -9,7 +9,6 @@
 #define CHUNKS 2 /* at a time */
 #define TOKENS (CHUNKS * CHUNK)
 #define TAPS 4 /* of a convolution */
-#define MOST_STATE 256
 #define MOST_ROWS 64 /* of a head */
 
 /* Rows of bfloat16, so many bytes apart. */
@@ -24,7 +23,6 @@ typedef struct {
     const Mixer *mixer;
     const Sequence *sequence;
     Multiplied multiplied;
-    int tiles;
     size_t first, tokens; /* of this time */
     float *y;             /* [TOKENS, inner] */
     float *states;        /* [heads, d_state, head_dim] */
@@ -32,9 +30,6 @@ typedef struct {
     bfloat16 *bc;         /* [TOKENS, 2 * groups * d_state] */
     bfloat16 *turned;     /* [CHUNKS, groups, d_state, CHUNK] of B */
 } Job;
-
-static inline size_t inner_of(const Mixer *mixer) { return mixer->heads * mixer->head_dim; }
-static inline size_t width_of(const Mixer *mixer) { return 2 * mixer->groups * mixer->d_state; }
 
 /* The convolution of 32 channels, token by token. */
 typedef struct {

@@ -7,7 +7,8 @@
  *     y_i = E_i C_i S + sum over j of (C_i B_j) L_ij x_j + D x_i        S becomes E_63 S + sum over j of B_j L_63,j x_j
  *
  * What is multiplied is rounded to bfloat16, as in the kernels for GPUs: B, C, x, S, (C B) L and L x. Sums are float32,
- * and so is the state that goes on.
+ * and so is the state that goes on. A NaN or an infinity among a token's x spoils its whole chunk: zero times it is
+ * NaN.
  *
  * Loaded as kernels.c is. Where zamba_compat_chunks_kind() is 0 zamba_compat_chunks() may not be called, and likewise
  * zamba_compat_vectors().
@@ -45,18 +46,7 @@ AVX512 static void some_bc(void *given, size_t first, size_t last) {
  * or that is added to them. */
 AVX512 static void by_tiles(float *sums, size_t stride, Tiles left, Tiles right, size_t steps, int add) {
     const char *upper = left.at, *lower = upper + TILE * left.stride, *from = right.at;
-    WRITTEN;
-    if (add) {
-        _tile_loadd(0, sums, 4 * stride);
-        _tile_loadd(1, sums + TILE, 4 * stride);
-        _tile_loadd(2, sums + TILE * stride, 4 * stride);
-        _tile_loadd(3, sums + TILE * stride + TILE, 4 * stride);
-    } else {
-        _tile_zero(0);
-        _tile_zero(1);
-        _tile_zero(2);
-        _tile_zero(3);
-    }
+    opened(sums, stride, TILE, TILE * stride, add);
     for (size_t step = 0; step < steps; step++, upper += 64, lower += 64, from += TILE * right.stride) {
         _tile_loadd(4, upper, left.stride);
         _tile_loadd(6, from, right.stride);
@@ -67,10 +57,7 @@ AVX512 static void by_tiles(float *sums, size_t stride, Tiles left, Tiles right,
         _tile_dpbf16ps(2, 5, 6);
         _tile_dpbf16ps(3, 5, 7);
     }
-    _tile_stored(0, sums, 4 * stride);
-    _tile_stored(1, sums + TILE, 4 * stride);
-    _tile_stored(2, sums + TILE * stride, 4 * stride);
-    _tile_stored(3, sums + TILE * stride + TILE, 4 * stride);
+    closed(sums, stride, TILE, TILE * stride);
 }
 
 #define ROWS 8 /* that are summed together */
@@ -104,7 +91,7 @@ AVX512 static void some_products(void *given, size_t first, size_t last) {
     const Job *job = given;
     size_t groups = job->mixer->groups, d_state = job->mixer->d_state, width = width_of(job->mixer);
     _Alignas(64) bfloat16 pairs[MOST_STATE * CHUNK]; /* [d_state / 2, CHUNK, 2] */
-    if (job->tiles) begin();
+    if (job->multiplied == by_tiles) begin();
     for (size_t i = first; i < last; i++) {
         const bfloat16 *B = job->bc + i / groups * CHUNK * width + i % groups * d_state, *C = B + groups * d_state;
         bfloat16 *turned = job->turned + i * d_state * CHUNK;
@@ -125,9 +112,9 @@ AVX512 static void some_products(void *given, size_t first, size_t last) {
         for (size_t row = 0; row < CHUNK; row += BOTH)
             for (size_t column = 0; column <= row; column += BOTH)
                 job->multiplied(products + row * CHUNK + column, CHUNK, (Tiles){C + row * width, 2 * width},
-                           (Tiles){pairs + 2 * column, 4 * CHUNK}, d_state / BOTH, 0);
+                                (Tiles){pairs + 2 * column, 4 * CHUNK}, d_state / BOTH, 0);
     }
-    if (job->tiles) _tile_release();
+    if (job->multiplied == by_tiles) _tile_release();
 }
 
 /* A state [rows, columns] as [columns, rows]. */
@@ -148,7 +135,7 @@ AVX512 static void some_heads(void *given, size_t first, size_t last) {
     _Alignas(64) Room room;
     const unsigned before = _mm_getcsr();
     _mm_setcsr(before | 0x8040); /* what decays below 2^-126 is zero: computing with it takes 100 times as long */
-    if (job->tiles) begin();
+    if (job->multiplied == by_tiles) begin();
     for (size_t head = first; head < last; head++) {
         size_t place = head * head_dim * d_state, group = head / (mixer->heads / groups);
         float *kept = job->sequence->state + place, *state = job->states + place;
@@ -176,15 +163,15 @@ AVX512 static void some_heads(void *given, size_t first, size_t last) {
                 }
                 for (size_t n = 0; n < d_state; n += BOTH)
                     job->multiplied(state + n * head_dim + column, head_dim,
-                               (Tiles){job->turned + (number * d_state + n) * CHUNK, 2 * CHUNK},
-                               (Tiles){room.weighed + 2 * column, 4 * head_dim}, CHUNK / BOTH, 1);
+                                    (Tiles){job->turned + (number * d_state + n) * CHUNK, 2 * CHUNK},
+                                    (Tiles){room.weighed + 2 * column, 4 * head_dim}, CHUNK / BOTH, 1);
             }
             WRITTEN;
             gated(job, head, done, tokens, &room);
         }
         if (job->first + job->tokens == job->sequence->tokens) turned_state(state, d_state, head_dim, kept);
     }
-    if (job->tiles) _tile_release();
+    if (job->multiplied == by_tiles) _tile_release();
     _mm_setcsr(before);
 }
 
@@ -221,11 +208,11 @@ EXPORT size_t zamba_compat_chunks_room(const Mixer *mixer) {
 
 EXPORT size_t zamba_compat_vectors_room(const Mixer *mixer) { return zamba_compat_chunks_room(mixer); }
 
-static void run(const Team *team, const Mixer *mixer, const Sequence *sequence, int tiles) {
+static void run(const Team *team, const Mixer *mixer, const Sequence *sequence, Multiplied multiplied) {
     for (size_t first = 0; first < sequence->tokens; first += TOKENS) {
-        Job job = {.mixer = mixer, .sequence = sequence, .first = first, .y = sequence->room, .tiles = tiles};
+        Job job = {.mixer = mixer, .sequence = sequence, .multiplied = multiplied, .first = first};
         size_t chunks = CHUNKS * mixer->groups;
-        job.multiplied = tiles ? by_tiles : by_vectors;
+        job.y = sequence->room;
         job.tokens = least(TOKENS, sequence->tokens - first);
         job.states = job.y + TOKENS * inner_of(mixer);
         job.products = job.states + mixer->d_state * inner_of(mixer);
@@ -241,10 +228,10 @@ static void run(const Team *team, const Mixer *mixer, const Sequence *sequence, 
 /* Narrow sequences of mixers whose taps are 4; head_dim is 32 or 64, d_state and norm_group are multiples of 32. room
  * begins at a multiple of 64 bytes. */
 EXPORT void zamba_compat_chunks(const Team *team, const Mixer *mixer, const Sequence *sequence) {
-    run(team, mixer, sequence, 1);
+    run(team, mixer, sequence, by_tiles);
 }
 
 EXPORT void zamba_compat_vectors(const Team *team, const Mixer *mixer, const Sequence *sequence) {
-    run(team, mixer, sequence, 0);
+    run(team, mixer, sequence, by_vectors);
 }
 #endif

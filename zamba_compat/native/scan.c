@@ -21,7 +21,6 @@ EXPORT int zamba_compat_scan_kind(void) { return has_avx2(); }
 #define LANES 16     /* channels, or rows of a state, that are computed together */
 #define TOKENS 128   /* at a time */
 #define MOST_TAPS 8
-#define MOST_STATE 256
 
 typedef struct {
     const Mixer *mixer;
@@ -105,7 +104,7 @@ AVX2 static void convolved(const Job *job, size_t channel, size_t some, float *t
     const Mixer *mixer = job->mixer;
     const Sequence *given = job->sequence;
     size_t taps = mixer->taps, before = taps - 1;
-    size_t channels = mixer->heads * mixer->head_dim + 2 * mixer->groups * mixer->d_state;
+    size_t channels = inner_of(mixer) + width_of(mixer);
     float past[MOST_TAPS][LANES] = {{0}};
     for (size_t k = 0; given->earlier && k < before; k++) /* the oldest of `earlier` is out of reach */
         for (size_t lane = 0; lane < some; lane++) {
@@ -129,13 +128,13 @@ AVX2 static void convolved(const Job *job, size_t channel, size_t some, float *t
 
 static inline float *bc_of(const Job *job, size_t group) { /* [tokens, 2 * groups * d_state] behind what becomes y */
     const Mixer *mixer = job->mixer;
-    return job->sequence->room + TOKENS * mixer->heads * mixer->head_dim + group * mixer->d_state;
+    return job->sequence->room + TOKENS * inner_of(mixer) + group * mixer->d_state;
 }
 
 AVX2 static void some_bc(void *given, size_t first, size_t last) {
     const Job *job = given;
     const Mixer *mixer = job->mixer;
-    size_t inner = mixer->heads * mixer->head_dim, width = 2 * mixer->groups * mixer->d_state;
+    size_t inner = inner_of(mixer), width = width_of(mixer);
     for (size_t i = first * LANES; i < last * LANES; i += LANES)
         convolved(job, inner + i, least(LANES, width - i), bc_of(job, 0) + i, width);
 }
@@ -175,7 +174,7 @@ AVX2 static void some_heads(void *given, size_t first, size_t last) {
     const Job *job = given;
     const Mixer *mixer = job->mixer;
     const Sequence *sequence = job->sequence;
-    size_t d_state = mixer->d_state, inner = mixer->heads * mixer->head_dim, width = 2 * mixer->groups * d_state;
+    size_t d_state = mixer->d_state, inner = inner_of(mixer), width = width_of(mixer);
     float state[MOST_STATE * LANES] = {0}, x[TOKENS * LANES] = {0}, y[TOKENS * LANES], decays[TOKENS], dts[TOKENS];
     for (size_t head = first; head < last; head++) {
         const float *B = bc_of(job, head / (mixer->heads / mixer->groups)), *C = B + mixer->groups * d_state;
@@ -208,7 +207,7 @@ AVX2 static void some_normed(void *given, size_t first, size_t last) {
     const Job *job = given;
     const Mixer *mixer = job->mixer;
     const Sequence *sequence = job->sequence;
-    size_t inner = mixer->heads * mixer->head_dim;
+    size_t inner = inner_of(mixer);
     for (size_t token = first; token < last; token++)
         for (size_t start = 0; start < inner; start += mixer->norm_group) {
             const float *y = sequence->room + token * inner + start;
@@ -230,13 +229,13 @@ AVX2 static void some_normed(void *given, size_t first, size_t last) {
 
 /* How many numbers `room` is for. */
 EXPORT size_t zamba_compat_scan_room(const Mixer *mixer) {
-    return TOKENS * (mixer->heads * mixer->head_dim + 2 * mixer->groups * mixer->d_state);
+    return TOKENS * (inner_of(mixer) + width_of(mixer));
 }
 
 EXPORT void zamba_compat_scan(const Team *team, const Mixer *mixer, const Sequence *sequence) {
     for (size_t first = 0; first < sequence->tokens; first += TOKENS) {
         Job job = {mixer, sequence, first, least(TOKENS, sequence->tokens - first)};
-        spread(team, some_bc, &job, (2 * mixer->groups * mixer->d_state + LANES - 1) / LANES);
+        spread(team, some_bc, &job, (width_of(mixer) + LANES - 1) / LANES);
         spread(team, some_heads, &job, mixer->heads);
         spread(team, some_normed, &job, job.tokens);
     }

@@ -27,4 +27,9 @@ typedef struct {
     int64_t narrow, goes_on; /* xbc, gate, earlier and out are; whether state has content */
 } Sequence;
 
+#define MOST_STATE 256
+
+static inline size_t inner_of(const Mixer *mixer) { return mixer->heads * mixer->head_dim; }
+static inline size_t width_of(const Mixer *mixer) { return 2 * mixer->groups * mixer->d_state; } /* of B and C */
+
 #endif

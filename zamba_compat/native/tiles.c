@@ -61,18 +61,7 @@ AVX512 INLINE void multiplied_asking(const bfloat16 *left, size_t stride, const 
  * added to what is there unless `first`. */
 AVX512 static void multiplied(const bfloat16 *left, size_t stride, const bfloat16 *right, size_t steps, float *sums,
                               int first, const Ahead *ahead) {
-    WRITTEN;
-    if (first) {
-        _tile_zero(0);
-        _tile_zero(1);
-        _tile_zero(2);
-        _tile_zero(3);
-    } else {
-        _tile_loadd(0, sums, 64);
-        _tile_loadd(1, sums + SUMS / 4, 64);
-        _tile_loadd(2, sums + SUMS / 2, 64);
-        _tile_loadd(3, sums + 3 * SUMS / 4, 64);
-    }
+    opened(sums, TILE, SUMS / 4, SUMS / 2, !first);
     switch (ahead->rows) {
     case 0: multiplied_asking(left, stride, right, steps, ahead, 0); break;
     case 1: multiplied_asking(left, stride, right, steps, ahead, 1); break;
@@ -81,10 +70,7 @@ AVX512 static void multiplied(const bfloat16 *left, size_t stride, const bfloat1
     case 8: multiplied_asking(left, stride, right, steps, ahead, 8); break;
     default: multiplied_asking(left, stride, right, steps, ahead, 16); break;
     }
-    _tile_stored(0, sums, 64);
-    _tile_stored(1, sums + SUMS / 4, 64);
-    _tile_stored(2, sums + SUMS / 2, 64);
-    _tile_stored(3, sums + 3 * SUMS / 4, 64);
+    closed(sums, TILE, SUMS / 4, SUMS / 2);
 }
 
 static inline size_t pairs_of(size_t count) { return (count + BOTH - 1) / BOTH; }

@@ -34,6 +34,29 @@ AVX512 static void begin(void) {
     _tile_loadconfig(&shape);
 }
 
+/* The sums of 2 x 2 tiles, rows of 16 numbers `stride` numbers apart, are in tiles 0 to 3; zeros unless `add`. */
+AVX512 INLINE void opened(const float *sums, size_t stride, size_t right, size_t below, int add) {
+    WRITTEN;
+    if (add) {
+        _tile_loadd(0, sums, 4 * stride);
+        _tile_loadd(1, sums + right, 4 * stride);
+        _tile_loadd(2, sums + below, 4 * stride);
+        _tile_loadd(3, sums + below + right, 4 * stride);
+    } else {
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_zero(2);
+        _tile_zero(3);
+    }
+}
+
+AVX512 INLINE void closed(float *sums, size_t stride, size_t right, size_t below) {
+    _tile_stored(0, sums, 4 * stride);
+    _tile_stored(1, sums + right, 4 * stride);
+    _tile_stored(2, sums + below, 4 * stride);
+    _tile_stored(3, sums + below + right, 4 * stride);
+}
+
 /* 16 x 16 numbers of 32 bits. */
 AVX512 INLINE void transposed(__m512i *rows) {
     __m512i other[TILE];
