@@ -1,11 +1,12 @@
 """Benchmark of a prompt on a CPU, by what makes it fast: each step on top of those before it, all in one process.
 
-python tools/bench_prompt.py [--shape 1.2B] [--lengths 128 1024] [--rounds 5] [--nf4] [--products]
+python tools/bench_prompt.py [--shape 1.2B] [--lengths 128 1024] [--rounds 5] [--nf4] [--products | --mixers]
 
 The steps take turns prompt by prompt, so that drift hits all alike. Random weights in bfloat16, or in NF4. --products:
 instead, single products by rows and weights: the one with tiles beside PyTorch's, where there are tiles; with --nf4,
-bitsandbytes' kernel beside weights that are written out, where it has one. Without 16-bit instructions:
-ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2.
+bitsandbytes' kernel beside weights that are written out, where it has one. --mixers: instead, what a mixer does between
+its projections, by each loop in C that runs here. Without 16-bit instructions: ONEDNN_MAX_CPU_ISA=AVX2
+ATEN_CPU_CAPABILITY=avx2.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from _bench.contestants import build
 from _bench.speed_report import processor
 from _bench.steps import Step, taken
 from zamba_compat import embedding_half, mixer_sequence, packed_4bit, tiled
-from zamba_compat.native import unpacked
+from zamba_compat.native import scan, unpacked
 from zamba_compat.one_row import has_tiles
 from zamba_compat.published import PUBLISHED
 
@@ -120,6 +121,39 @@ def print_products(nf4: bool, about: str, rounds: int) -> None:
         print(f"| {rows} | {' | '.join(' / '.join(f'{ms:.1f}' for ms in cell) for cell in found)} |", flush=True)
 
 
+def sequence(config: dict[str, Any], length: int) -> tuple[scan.Weights, dict[str, Any]]:
+    """Weights of a mixer and what `scan.Loop.run` is given, but for its room: a prompt in bfloat16."""
+    heads, d_state, groups = config["n_mamba_heads"], config["mamba_d_state"], config["mamba_ngroups"]
+    inner = config["mamba_expand"] * config["hidden_size"]
+    channels = inner + 2 * groups * d_state
+    weights = scan.Weights(
+        *(torch.randn(config["mamba_d_conv"], channels), torch.randn(channels), -torch.rand(heads), torch.ones(heads)),
+        *(torch.ones(inner), inner // groups, 1e-5),
+    )
+    gate, xbc = torch.randn(length, inner + channels).bfloat16().split([inner, channels], 1)
+    given = {"xbc": xbc, "gate": gate, "dt": 0.1 * torch.rand(length, heads), "groups": groups, "earlier": None}
+    state = torch.zeros(heads, inner // heads, d_state)
+    return weights, given | {"state": state, "goes_on": False, "out": torch.empty_like(gate).contiguous()}
+
+
+def print_mixers(shape: str, lengths: Sequence[int], about: str, rounds: int) -> None:
+    loops = {"token by token": scan.loop(), "in chunks, AVX512-BF16": scan.vectors(), "with tiles": scan.chunks()}
+    there = {name: loop for name, loop in loops.items() if loop is not None}
+    print(f"Microseconds per token of a mixer of {shape} between its projections; {about}\n")
+    print(f"| tokens | {' | '.join(there)} |\n| ---: |{' ---: |' * len(there)}")
+    for length in lengths:
+        weights, given = sequence(PUBLISHED[shape].config, length)
+
+        def way(
+            loop: scan.Loop, weights: scan.Weights = weights, given: dict[str, Any] = given
+        ) -> Callable[[Any], Any]:
+            room = torch.empty(loop.room(weights, given["groups"], given["state"]))
+            return lambda _: loop.run(weights, room=room, **given)
+
+        found = milliseconds([way(loop) for loop in there.values()], [None], rounds)
+        print(f"| {length} | {' | '.join(f'{1e3 * ms / length:.1f}' for ms in found)} |", flush=True)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
@@ -128,6 +162,7 @@ def main() -> int:
     add("--rounds", type=int, default=5)
     add("--nf4", action="store_true", help="quantize the model")
     add("--products", action="store_true", help="single products instead of prompts")
+    add("--mixers", action="store_true", help="mixers between their projections instead of prompts")
     options = parser.parse_args()
 
     torch.manual_seed(0)
@@ -135,6 +170,10 @@ def main() -> int:
     if options.products:
         with torch.inference_mode():
             print_products(options.nf4, about, options.rounds)
+        return 0
+    if options.mixers:
+        with torch.inference_mode():
+            print_mixers(options.shape, options.lengths, about, options.rounds)
         return 0
     model = build(PUBLISHED[options.shape].config, torch.bfloat16, "cpu", options.nf4)  # made within, PyTorch is slower
     with torch.inference_mode():

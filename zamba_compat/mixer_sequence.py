@@ -2,7 +2,7 @@
 
 `mamba2_inference.run` computes the same with PyTorch's operations, chunk by chunk: a prompt of 1.2B on two cores of a
 Xeon takes 1.1 times as long with those. In bfloat16 sequences go in chunks where there are instructions for it: a token
-and layer take 11 to 14 us with tiles and 25 to 35 with AVX512-BF16, where native/scan.c takes 46 to 54.
+and layer take 14 to 17 us with tiles and 33 with AVX512-BF16, where native/scan.c takes 41 to 52 (docs/speed.md).
 """
 
 from __future__ import annotations
