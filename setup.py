@@ -8,8 +8,11 @@ from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
-SOURCES = ("attention", "chunks", "kernels", "packed", "quantized", "rows", "scan", "tiles", "token", "unpacked")
-HEADERS = ("avx2", "bfloat16", "chunk", "export", "lanes", "rows", "scan", "team", "tiles")
+SOURCES = (
+    "attention", "chunks", "kernels", "packed", "quantized", "quantized512", "rows", "scan", "tiles", "token",
+    "unpacked",
+)  # fmt: skip
+HEADERS = ("avx2", "bfloat16", "chunk", "export", "lanes", "quantized", "rows", "scan", "team", "tiles")
 
 
 class SharedLibrary(build_ext):

@@ -8,6 +8,7 @@ again. A product summed in float32 and rounded once is at least as exact as the 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import cache
 
@@ -46,7 +47,12 @@ def has_instructions(dtype: torch.dtype) -> bool:
         return True
     # oneDNN takes bfloat16 on every AVX-512, and multiplies in float32 after all where there is no instruction.
     native = getattr(torch.cpu, "_is_avx512_bf16_supported", None) if kind == "bf16" else None
-    return bool(supported()) and (native is None or bool(native()))
+    return bool(supported()) and (native is None or (bool(native()) and _isa_allows_bfloat16()))
+
+
+def _isa_allows_bfloat16() -> bool:
+    """Of the names that oneDNN knows those with AVX-512 and without bfloat16 are two."""
+    return os.environ.get("ONEDNN_MAX_CPU_ISA", "ALL").upper() not in ("AVX512_CORE", "AVX512_CORE_VNNI")
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, out: Tensor | None = None) -> Tensor:

@@ -26,8 +26,19 @@ def there(found: Loops | None) -> Loops:
 
 def read_together(together: bool, patch: pytest.MonkeyPatch) -> None:
     """Have rows read several at once, or one after the other, whatever is faster on this processor."""
+    _told("together", together, patch)
+
+
+def read_wide(wide: bool, patch: pytest.MonkeyPatch) -> None:
+    """Have loops take AVX-512, or leave it; a skipped test where there is none."""
+    if wide and library() is not None and not library().zamba_compat_wide():  # type: ignore[union-attr]
+        pytest.skip("no AVX-512 here")
+    _told("wide", wide, patch)
+
+
+def _told(name: str, value: bool, patch: pytest.MonkeyPatch) -> None:
     if library() is not None:
-        patch.setattr(library(), "zamba_compat_together", lambda: together)
+        patch.setattr(library(), f"zamba_compat_{name}", lambda: value)
         patch.setattr(team, "_of", cache(team._of.__wrapped__))
 
 

@@ -3,33 +3,12 @@
  * Loaded as kernels.c is. Written for x86-64 with AVX2: elsewhere zamba_compat_quantized_kind() is 0 and nothing else
  * here may be called.
  */
-#include "rows.h"
+#include "quantized.h"
 
 #if !defined(__x86_64__)
 EXPORT int zamba_compat_quantized_kind(void) { return 0; }
 #else
 EXPORT int zamba_compat_quantized_kind(void) { return has_avx2(); }
-
-#define CHUNK 64 /* weights of a row that are decoded together */
-
-/* A byte holds two weights, the first in its high nibble. Every `block` weights have a scale: scale[i], or where that is
- * null second_code[nested[i]] * second[i / second_block] + offset. block is a multiple of CHUNK and divides columns. */
-struct Quantized {
-    const uint8_t *data;  /* [rows, columns / 2] */
-    const float *code;    /* [16] */
-    const float *scale;   /* [rows * columns / block] */
-    const uint8_t *nested;
-    const float *second_code, *second;
-    size_t second_block;
-    float offset;
-    size_t rows, columns, block;
-};
-
-static inline float scale_of(const Quantized *matrix, size_t block) {
-    if (matrix->scale) return matrix->scale[block];
-    float scaled = matrix->second_code[matrix->nested[block]] * matrix->second[block / matrix->second_block];
-    return scaled + matrix->offset;
-}
 
 typedef struct {
     const Quantized *matrix;
@@ -37,6 +16,7 @@ typedef struct {
     const float *x; /* [columns], in the order of `arranged`; or null */
     float *y;       /* [rows], or [rows, columns] where x is null; null where the product goes to `out` */
     bfloat16 *out;  /* [rows] */
+    int together;   /* as in Team */
 } Job;
 
 /* The code's numbers byte by byte: tables for shuffles, which find 32 bytes at a time. */
@@ -65,13 +45,16 @@ AVX2 static void multiplied(void *given, size_t first, size_t last) {
     const Quantized *matrix = job->matrix;
     const __m256i nibble = _mm256_set1_epi8(15);
     size_t blocks = matrix->columns / matrix->block;
+    float scales[SEGMENT];
     __m256i table[4];
     tables(matrix, table);
     for (size_t row = first; row < last; row++) {
         const uint8_t *bytes = matrix->data + row * (matrix->columns / 2);
         const float *x = job->x;
         __m256 sum = _mm256_setzero_ps();
-        for (size_t block = row * blocks; block < (row + 1) * blocks; block++) {
+        for (size_t block = 0; block < blocks; block++) {
+            if (block % SEGMENT == 0)
+                scales_of(matrix, row * blocks + block, least(blocks - block, SEGMENT), scales);
             __m256 sums[4] = {_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps()};
             for (size_t i = 0; i < matrix->block; i += CHUNK, x += CHUNK, bytes += CHUNK / 2) {
                 _mm_prefetch((const char *)bytes + 1024, _MM_HINT_T0);
@@ -84,7 +67,7 @@ AVX2 static void multiplied(void *given, size_t first, size_t last) {
                     sums[k] = _mm256_fmadd_ps(numbers[k], _mm256_loadu_ps(x + 32 + 8 * k), sums[k]);
             }
             __m256 whole = _mm256_add_ps(_mm256_add_ps(sums[0], sums[1]), _mm256_add_ps(sums[2], sums[3]));
-            sum = _mm256_fmadd_ps(whole, _mm256_set1_ps(scale_of(matrix, block)), sum);
+            sum = _mm256_fmadd_ps(whole, _mm256_set1_ps(scales[block % SEGMENT]), sum);
         }
         if (job->y)
             job->y[row] = total(sum);
@@ -98,13 +81,16 @@ AVX2 static void decoded(void *given, size_t first, size_t last) {
     const Quantized *matrix = job->matrix;
     const __m256i nibble = _mm256_set1_epi8(15);
     size_t blocks = matrix->columns / matrix->block;
+    float scales[SEGMENT];
     __m256i table[4];
     tables(matrix, table);
     for (size_t row = first; row < last; row++) {
         const uint8_t *bytes = matrix->data + (job->start + row) * (matrix->columns / 2);
         float *y = job->y + row * matrix->columns;
         for (size_t block = 0; block < blocks; block++) {
-            __m256 scale = _mm256_set1_ps(scale_of(matrix, (job->start + row) * blocks + block));
+            if (block % SEGMENT == 0)
+                scales_of(matrix, (job->start + row) * blocks + block, least(blocks - block, SEGMENT), scales);
+            __m256 scale = _mm256_set1_ps(scales[block % SEGMENT]);
             for (size_t i = 0; i < matrix->block; i += CHUNK, y += CHUNK, bytes += CHUNK / 2) {
                 __m256i both = _mm256_loadu_si256((const __m256i *)bytes);
                 __m256 even[4], odd[4];
@@ -132,27 +118,43 @@ AVX2 static void decoded(void *given, size_t first, size_t last) {
                 for (size_t lane = 0; lane < 8; lane++)                                                                \
                     with(chunk + odd * 32 + vector * 8 + lane, chunk + 2 * (4 * vector + lane % 4 + lane / 4 * 16) + odd)
 
+/* With AVX-512. */
+static void multiplied_512(void *given, size_t first, size_t last) {
+    const Job *job = given;
+    zamba_compat_multiplied_512(job->matrix, job->x, first, last, job->together, job->y, job->out);
+}
+
 /* y [rows] of x [columns]; room [columns] is overwritten. */
 EXPORT void zamba_compat_quantized_product(const Team *team, const Quantized *matrix, const float *x, float *room,
                                            float *y) {
+    Job job = {matrix, 0, room, y, NULL, team->together};
+    if (team->wide) {
+        zamba_compat_arranged_512(matrix->columns, x, NULL, room);
+        spread(team, multiplied_512, &job, matrix->rows);
+        return;
+    }
 #define COPIED(place, column) room[place] = x[column]
     ARRANGED(matrix->columns, COPIED);
-    Job job = {matrix, 0, room, y, NULL};
     spread(team, multiplied, &job, matrix->rows);
 }
 
 /* The same of bfloat16, rounded once. */
 EXPORT void zamba_compat_quantized_token(const Team *team, const Quantized *matrix, const bfloat16 *x, float *room,
                                          bfloat16 *y) {
+    Job job = {matrix, 0, room, NULL, y, team->together};
+    if (team->wide) {
+        zamba_compat_arranged_512(matrix->columns, NULL, x, room);
+        spread(team, multiplied_512, &job, matrix->rows);
+        return;
+    }
 #define WIDENED(place, column) room[place] = widened(x[column])
     ARRANGED(matrix->columns, WIDENED);
-    Job job = {matrix, 0, room, NULL, y};
     spread(team, multiplied, &job, matrix->rows);
 }
 
 /* Rows from start on, count of them, into y [count, columns]. */
 EXPORT void zamba_compat_dequantize(const Team *team, const Quantized *matrix, size_t start, size_t count, float *y) {
-    Job job = {matrix, start, NULL, y, NULL};
+    Job job = {matrix, start, NULL, y, NULL, 0};
     spread(team, decoded, &job, count);
 }
 #endif

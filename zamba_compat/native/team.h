@@ -11,6 +11,7 @@ typedef struct {
     int (*number)(void), (*given)(void);
     int threads;
     int together; /* whether the rows of a matrix are read several at once, see rows.h */
+    int wide;     /* whether AVX-512 is taken where there is a loop with and without */
 } Team;
 
 typedef void (*Work)(void *job, size_t first, size_t last);

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -17,11 +18,11 @@ _Loops = TypeVar("_Loops")
 
 
 class Team(ctypes.Structure):
-    """The functions of OpenMP, how many threads PyTorch would take, and whether rows are read several at once."""
+    """The functions of OpenMP, how many threads PyTorch would take, and how rows are read, see team.h."""
 
     _fields_ = (
         *((name, _pointer) for name in ("parallel", "number", "given")),
-        *((name, ctypes.c_int) for name in ("threads", "together")),
+        *((name, ctypes.c_int) for name in ("threads", "together", "wide")),
     )
 
 
@@ -35,7 +36,14 @@ def team() -> Team | None:
 @cache
 def _of(threads: int) -> Team | None:
     functions, found = _functions(), library()
-    return None if functions is None or found is None else Team(*functions, threads, found.zamba_compat_together())
+    if functions is None or found is None:
+        return None
+    return Team(*functions, threads, found.zamba_compat_together(), found.zamba_compat_wide() and not _is_held())
+
+
+def _is_held() -> bool:
+    """Whether PyTorch is kept from AVX-512, which keeps the loops from it, too."""
+    return os.environ.get("ATEN_CPU_CAPABILITY", "").lower() in ("default", "avx2")
 
 
 @cache
