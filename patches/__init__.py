@@ -70,13 +70,12 @@ ADAPTERS: tuple[Adapter, ...] = (
     *packed_weight_cast.ADAPTERS,
     *shared_skipped.ADAPTERS,
     *quant_state_per_module.ADAPTERS,
-    # bitsandbytes itself, on a CPU. Packing comes after the others, which mend what it calls; the product is for CPUs
-    # that have nothing to pack for.
+    # bitsandbytes itself, on a CPU. Packing comes after the others, which meet plain weights only.
     storage_cast.ADAPTER,
     state_dtype.ADAPTER,
     carried_cpu_flag.ADAPTER,
-    cpu_packing.ADAPTER,
     cpu_product.ADAPTER,
+    cpu_packing.ADAPTER,
     # Numbers and decoding.
     time_step_limit.ADAPTER,
     *plain_scan.ADAPTERS,

@@ -1,8 +1,10 @@
-"""Products with 4-bit weights of bitsandbytes on processors for which it has no kernel, by loops of our own.
+"""Products with 4-bit weights of bitsandbytes, as quantization left them, by loops of our own.
 
-A few tokens are multiplied with the codes themselves; for more, some rows of the weight at a time are written out in
-float32, in a buffer that the caches hold, and multiplied there. Scales and sums are float32, what comes out is rounded
-once: closer to the weights that quantization meant than bitsandbytes' plain path, which rounds each weight first.
+A few tokens are multiplied with the codes themselves; for more, some rows of the weight at a time are written out, in a
+buffer that the caches hold, and multiplied there: in bfloat16 where the processor multiplies that, else in float32.
+Scales and sums are float32. With the codes, and in float32, what comes out is rounded once: closer to the weights that
+quantization meant than bitsandbytes' plain path, which rounds each weight first, and than its kernel for AVX512-BF16,
+which rounds the code's numbers and the scales.
 """
 
 from __future__ import annotations
@@ -12,14 +14,46 @@ from typing import Any
 import torch  # noqa: TID253
 from torch import Tensor, nn  # noqa: TID253
 
-from . import widened
+from . import one_row, widened
 from .blocked import autocasts, is_unwatched
 from .buffers import buffers
 from .linears import SHORT
-from .native.quantized import Quantized, loops
+from .native.quantized import Loops, Quantized, is_wide, loops, takes_avx512
+from .packed_4bit import is_packed, multiply
 
-# Tokens that are multiplied one by one. An 8448 x 2048 weight takes 0.8 to 1.2 ms per token, and 1.5 to be written out.
-MOST_TOKENS = 2
+_FEW = 2  # tokens; with AVX2 an 8448 x 2048 weight takes 0.8 to 1.2 ms for each, and 1.5 to be written out
+_WIDE = {
+    "tiles": 12,
+    "instructions": 64,
+    "float32": 12,
+}  # with AVX-512, by what multiplies a weight that is written out
+_PART = 1 << 21  # numbers of a weight that are written out at a time
+
+
+def most_tokens(dtype: torch.dtype, wide: bool) -> int:
+    """How many tokens at once are multiplied with the codes, where that goes by AVX-512 or not; see `product`."""
+    if dtype != torch.bfloat16 or not wide:
+        return _FEW
+    if one_row.has_tiles():
+        return _WIDE["tiles"]
+    return _WIDE["instructions" if widened.has_instructions(dtype) else "float32"]
+
+
+def outruns_kernel(weight: Any, dtype: torch.dtype) -> bool:
+    """Whether `product` is at least as fast as bitsandbytes' kernel for AVX512-BF16, for any number of tokens.
+
+    weight: of a Linear4bit; dtype: that it computes in. Measured in docs/bitsandbytes-cpu.md.
+    """
+    state = weight.quant_state
+    return (
+        dtype == torch.bfloat16
+        and weight.device.type == "cpu"
+        and state.shape is not None
+        and len(state.shape) == 2
+        and state.blocksize % Quantized.CHUNK == state.shape[1] % state.blocksize == 0
+        and not torch.compiler.is_compiling()
+        and is_wide()
+    )
 
 
 def product(A: Tensor, weight: Tensor, state: Any, bias: Tensor | None) -> Tensor | None:
@@ -35,19 +69,43 @@ def product(A: Tensor, weight: Tensor, state: Any, bias: Tensor | None) -> Tenso
     except ValueError:
         return None
     x = A.detach().reshape(-1, A.shape[-1])
-    if len(x) <= MOST_TOKENS and x.dtype == torch.bfloat16 and bias is None:
-        result, room = x.new_empty(len(x), matrix.rows), buffers.take("row", x, matrix.columns, dtype=torch.float32)
-        x = x.contiguous()
-        for i in range(len(x)):
-            found.token(matrix, x[i], room, result[i])
-    elif len(x) > MOST_TOKENS:
-        result = widened.by_parts(x, matrix.rows, lambda start, part: found.dequantize(matrix, start, part), bias)
-    else:
-        wide, sums = x.float().contiguous(), x.new_empty(len(x), matrix.rows, dtype=torch.float32)
-        for token, place in zip(wide, sums, strict=True):
+    wide = takes_avx512()
+    few = len(x) <= most_tokens(x.dtype, wide)
+    if few and x.dtype == torch.bfloat16 and bias is None:
+        result = _tokens(found, matrix, x.contiguous(), wide)
+    elif few and len(x) <= _FEW:
+        floats, sums = x.float().contiguous(), x.new_empty(len(x), matrix.rows, dtype=torch.float32)
+        for token, place in zip(floats, sums, strict=True):
             found.product(matrix, token, place)
         result = (sums if bias is None else sums.add_(bias)).to(A.dtype)
+    elif wide and x.dtype == torch.bfloat16 and widened.has_instructions(x.dtype):
+        result = _by_parts(found, matrix, x, bias)
+    else:
+        result = widened.by_parts(x, matrix.rows, lambda start, part: found.dequantize(matrix, start, part), bias)
     return result.view(*A.shape[:-1], matrix.rows)
+
+
+def _tokens(found: Loops, matrix: Quantized, x: Tensor, wide: bool) -> Tensor:
+    """x [tokens, columns] by the codes, in bfloat16."""
+    result, room = x.new_empty(len(x), matrix.rows), buffers.take("row", x, *x.shape, dtype=torch.float32)
+    if wide:
+        found.tokens(matrix, x, room, result)
+    else:
+        for token, place in zip(x, result, strict=True):
+            found.token(matrix, token, room, place)
+    return result
+
+
+def _by_parts(found: Loops, matrix: Quantized, x: Tensor, bias: Tensor | None) -> Tensor:
+    """x [tokens, columns] by some rows of the weight at a time, all in bfloat16."""
+    result = x.new_empty(len(x), matrix.rows)
+    step = max(1, _PART // matrix.columns)
+    for start in range(0, matrix.rows, step):
+        some = slice(start, min(start + step, matrix.rows))
+        part = buffers.take("unpacked", x, some.stop - start, matrix.columns)
+        found.write(matrix, start, part)
+        multiply(x, part, None if bias is None else bias[some], result[:, some])
+    return result
 
 
 def matrix_of(module: Any, x: Tensor) -> Quantized | None:
@@ -58,10 +116,11 @@ def matrix_of(module: Any, x: Tensor) -> Quantized | None:
         or state is None
         or module.bias is not None
         or module.compute_dtype != x.dtype
-        or getattr(module, "support_avx512bf16_for_cpu", False)  # it packs its weight when it is called
+        or is_packed(module.weight, state)
         or not is_unwatched(module)
         or autocasts()
         or loops() is None
+        or (getattr(module, "support_avx512bf16_for_cpu", False) and not takes_avx512())  # it packs when it is called
         or not _suits(x, state, None)
     ):
         return None

@@ -59,6 +59,16 @@ def plain_bytes(packed: Any, rows: int) -> Any:
     return result.view(-1, pairs)[:rows]
 
 
+def is_packed(tensor: Any, state: Any) -> bool:
+    """Whether a weight's tensor is in the packed layout, told by its shape; `state` is its quant state."""
+    import torch
+
+    if getattr(state, "cpu_plain", None) is None or tensor.dtype != torch.uint8:
+        return False
+    rows, columns = state.shape
+    return tuple(tensor.shape) == (rows + -rows % ROWS, columns // 2)
+
+
 def kernel_absmax(state: Any) -> Any:
     """absmax as the kernel reads it: (K / blocksize, N') in bfloat16."""
     import torch
@@ -92,7 +102,7 @@ def product(A: Any, packed: Any, state: Any, bias: Any) -> Any:
         part = None if loop is None else _written(loop, *given)
         if part is None:
             part = _dequantized(*given).to(A.dtype)
-        _multiply(A, part, None if bias is None else bias[some], out[:, some])
+        multiply(A, part, None if bias is None else bias[some], out[:, some])
     return out
 
 
@@ -130,8 +140,8 @@ def _written(loop: Any, packed: Any, state: Any, absmax: Any) -> Any:
     return part
 
 
-def _multiply(A: Any, part: Any, bias: Any, out: Any) -> None:
-    """A @ part.T + bias into `out`."""
+def multiply(A: Any, part: Any, bias: Any, out: Any) -> None:
+    """A @ part.T + bias into `out`, the fastest way there is."""
     import torch
 
     from . import tiled

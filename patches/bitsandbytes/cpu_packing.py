@@ -24,21 +24,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from zamba_compat.adapters import Adapter, Patch
-from zamba_compat.packed_4bit import ROWS, kernel_absmax, most_tokens, packed_bytes, plain_bytes, product
+from zamba_compat.packed_4bit import is_packed, kernel_absmax, most_tokens, packed_bytes, plain_bytes, product
 
 MODULES = "bitsandbytes.nn.modules"
 
 _packed: Any = None  # the weights that are packed now, held weakly
-
-
-def is_packed(tensor: Any, state: Any) -> bool:
-    """Whether a weight's tensor is in the packed layout, told by its shape."""
-    import torch
-
-    if getattr(state, "cpu_plain", None) is None or tensor.dtype != torch.uint8:
-        return False
-    rows, columns = state.shape
-    return tuple(tensor.shape) == (rows + -rows % ROWS, columns // 2)
 
 
 def plain(tensor: Any, state: Any) -> Any:
@@ -140,6 +130,14 @@ def _is_token(x: Any) -> bool:
     return alone and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
+def _has_loops(module: Any, x: Any) -> bool:
+    """Whether the weight as it is gives the same at least as fast as the kernel would."""
+    from zamba_compat.four_bit import outruns_kernel
+
+    dtype = module.compute_dtype if module.compute_type_is_set else None
+    return outruns_kernel(module.weight, x.dtype if dtype is None else dtype)
+
+
 def _passing(module: Any) -> bool:
     """Whether a hook brings the weight for one forward only: packing it would cost more than it saves."""
     return bool(getattr(getattr(module, "_hf_hook", None), "offload", False))
@@ -152,7 +150,7 @@ def forward(original: Any) -> Any:
         weight = self.weight
         # Without a quant state, one is about to be put on a weight that a sharding wrapper has just gathered.
         if x.device.type == "cpu" and getattr(weight, "quant_state", None) is not None:
-            if self.training or x.requires_grad:
+            if self.training or x.requires_grad or _has_loops(self, x):
                 unpack(weight)
             elif not _passing(self):
                 pack(weight)

@@ -33,11 +33,13 @@ def matmul_4bit(original: Any) -> Any:
 def not_needed() -> str | None:
     from bitsandbytes.functional import has_avx512bf16
 
-    from zamba_compat.native.quantized import loops
+    from zamba_compat.native.quantized import is_wide, loops
 
-    if has_avx512bf16():
-        return "this CPU has AVX512-BF16, for which bitsandbytes has a kernel"
-    return None if loops() else "there are no loops in C for this CPU, or they could not be compiled"
+    if loops() is None:
+        return "there are no loops in C for this CPU, or they could not be compiled"
+    if has_avx512bf16() and not is_wide():
+        return "this CPU has AVX512-BF16, for which bitsandbytes has a kernel, and the loops in C are kept from AVX-512"
+    return None
 
 
 ADAPTER = Adapter(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,15 @@ def has_kernel() -> bool:
     import bitsandbytes.functional as F
 
     return bool(getattr(F, "has_avx512bf16", bool)())
+
+
+def has_loops() -> bool:
+    """Whether zamba_compat multiplies in bfloat16 by weights as they are, faster than the kernel."""
+    if "zamba_compat" not in sys.modules:
+        return False
+    from zamba_compat.native.quantized import is_wide
+
+    return is_wide()
 
 
 def is_packed(module: Any) -> bool:

@@ -22,6 +22,7 @@ from conformance.quantization import (
     dequantized,
     effective_state,
     has_kernel,
+    has_loops,
     is_packed,
     is_quantized,
     kernel_bytes,
@@ -202,7 +203,8 @@ def test_16_bit_models(dtype: str, tolerance: float, method: str, tmp_path: Path
     model = load(directory, quantization_config=bnb_config(method, **more), torch_dtype=getattr(torch, dtype))
     effective = effective_state(model, {key: tensor.float() for key, tensor in state.items()})
     assert_close(logits(model, case.ids), synthetic.forward(effective, case.config, case.ids), tolerance)
-    assert any(is_packed(module) for module in model.modules()) == (method != "int8" and has_kernel())
+    packs = method != "int8" and has_kernel() and not (dtype == "bfloat16" and has_loops())
+    assert any(is_packed(module) for module in model.modules()) == packs
 
 
 @pytest.mark.ours

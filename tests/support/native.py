@@ -14,6 +14,7 @@ from zamba_compat import configure
 from zamba_compat.native import kernels, library, team
 
 Loops = TypeVar("Loops")
+WIDE = library() is not None and bool(library().zamba_compat_wide())  # type: ignore[union-attr]
 
 
 def there(found: Loops | None) -> Loops:
@@ -31,7 +32,7 @@ def read_together(together: bool, patch: pytest.MonkeyPatch) -> None:
 
 def read_wide(wide: bool, patch: pytest.MonkeyPatch) -> None:
     """Have loops take AVX-512, or leave it; a skipped test where there is none."""
-    if wide and library() is not None and not library().zamba_compat_wide():  # type: ignore[union-attr]
+    if wide and not WIDE:
         pytest.skip("no AVX-512 here")
     _told("wide", wide, patch)
 

@@ -12,9 +12,11 @@ from torch import Tensor, nn
 
 import zamba_compat  # noqa: F401
 from support import synthetic
+from support.native import read_wide
 from support.tokens import narrow, off, prompt, run
-from zamba_compat import configure, mixer_token
+from zamba_compat import configure, four_bit, mixer_token
 from zamba_compat.native import rows, token
+from zamba_compat.packed_4bit import packed_bytes
 
 pytest.importorskip("transformers", minversion="4.49")
 pytestmark = pytest.mark.skipif(token.loop() is None or rows.loop() is None, reason="no loops in C here")
@@ -235,7 +237,9 @@ OTHERWISE = {
 
 
 @pytest.mark.parametrize("which", OTHERWISE)
-def test_projections_of_4_bits_that_are_called(model: Any, taken: dict[str, int], which: str) -> None:
+def test_projections_of_4_bits_that_are_called(
+    model: Any, taken: dict[str, int], which: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     quantized(model)
     mixer = mixers(model)[0]
     conv = torch.zeros(1, mixer.conv1d.weight.shape[0], 4).bfloat16()
@@ -246,9 +250,21 @@ def test_projections_of_4_bits_that_are_called(model: Any, taken: dict[str, int]
             x = torch.zeros(1, 1, 64).bfloat16()
             return mixer_token.whole(mixer, x, conv, ssm, limit=None, overwrite=True) is not None
 
+    read_wide(False, monkeypatch)  # else nothing is packed
     assert found()
     OTHERWISE[which](mixer.out_proj)
     assert not found()
+
+
+def test_projections_of_4_bits_in_another_layout(model: Any, taken: dict[str, int]) -> None:
+    quantized(model)
+    weight = mixers(model)[0].in_proj.weight
+    x = torch.zeros(1, 64).bfloat16()
+    with torch.no_grad():
+        assert four_bit.matrix_of(mixers(model)[0].in_proj, x) is not None
+        weight.quant_state.cpu_plain = weight.shape, weight.dtype
+        weight.data = packed_bytes(weight.data.reshape(weight.quant_state.shape[0], -1))
+        assert four_bit.matrix_of(mixers(model)[0].in_proj, x) is None
 
 
 def test_4_bits_that_were_changed(case: synthetic.Case, model: Any) -> None:

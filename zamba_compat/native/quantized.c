@@ -13,10 +13,11 @@ EXPORT int zamba_compat_quantized_kind(void) { return has_avx2(); }
 typedef struct {
     const Quantized *matrix;
     size_t start;   /* the first row */
-    const float *x; /* [columns], in the order of `arranged`; or null */
+    const float *x; /* [columns], or with AVX-512 [tokens, columns], in the order of `ARRANGED`; or null */
     float *y;       /* [rows], or [rows, columns] where x is null; null where the product goes to `out` */
-    bfloat16 *out;  /* [rows] */
-    int together;   /* as in Team */
+    bfloat16 *out;  /* [tokens, rows], or as y */
+    size_t tokens;
+    int together; /* as in Team */
 } Job;
 
 /* The code's numbers byte by byte: tables for shuffles, which find 32 bytes at a time. */
@@ -118,16 +119,20 @@ AVX2 static void decoded(void *given, size_t first, size_t last) {
                 for (size_t lane = 0; lane < 8; lane++)                                                                \
                     with(chunk + odd * 32 + vector * 8 + lane, chunk + 2 * (4 * vector + lane % 4 + lane / 4 * 16) + odd)
 
-/* With AVX-512. */
 static void multiplied_512(void *given, size_t first, size_t last) {
     const Job *job = given;
-    zamba_compat_multiplied_512(job->matrix, job->x, first, last, job->together, job->y, job->out);
+    zamba_compat_multiplied_512(job->matrix, job->x, job->tokens, first, last, job->together, job->y, job->out);
+}
+
+static void written_512(void *given, size_t first, size_t last) {
+    const Job *job = given;
+    zamba_compat_written_512(job->matrix, job->start + first, last - first, job->out + first * job->matrix->columns);
 }
 
 /* y [rows] of x [columns]; room [columns] is overwritten. */
 EXPORT void zamba_compat_quantized_product(const Team *team, const Quantized *matrix, const float *x, float *room,
                                            float *y) {
-    Job job = {matrix, 0, room, y, NULL, team->together};
+    Job job = {matrix, 0, room, y, NULL, 1, team->together};
     if (team->wide) {
         zamba_compat_arranged_512(matrix->columns, x, NULL, room);
         spread(team, multiplied_512, &job, matrix->rows);
@@ -141,20 +146,34 @@ EXPORT void zamba_compat_quantized_product(const Team *team, const Quantized *ma
 /* The same of bfloat16, rounded once. */
 EXPORT void zamba_compat_quantized_token(const Team *team, const Quantized *matrix, const bfloat16 *x, float *room,
                                          bfloat16 *y) {
-    Job job = {matrix, 0, room, NULL, y, team->together};
     if (team->wide) {
-        zamba_compat_arranged_512(matrix->columns, NULL, x, room);
-        spread(team, multiplied_512, &job, matrix->rows);
+        zamba_compat_quantized_tokens(team, matrix, 1, x, room, y);
         return;
     }
+    Job job = {matrix, 0, room, NULL, y, 1, team->together};
 #define WIDENED(place, column) room[place] = widened(x[column])
     ARRANGED(matrix->columns, WIDENED);
     spread(team, multiplied, &job, matrix->rows);
 }
 
+/* The same of several tokens, y [tokens, rows] of x [tokens, columns] by way of room [tokens, columns]. AVX-512. */
+EXPORT void zamba_compat_quantized_tokens(const Team *team, const Quantized *matrix, size_t tokens, const bfloat16 *x,
+                                          float *room, bfloat16 *y) {
+    Job job = {matrix, 0, room, NULL, y, tokens, team->together};
+    for (size_t token = 0; token < tokens; token++)
+        zamba_compat_arranged_512(matrix->columns, NULL, x + token * matrix->columns, room + token * matrix->columns);
+    spread(team, multiplied_512, &job, matrix->rows);
+}
+
+/* Rows from start on, count of them, into y [count, columns], rounded once. AVX-512. */
+EXPORT void zamba_compat_written(const Team *team, const Quantized *matrix, size_t start, size_t count, bfloat16 *y) {
+    Job job = {matrix, start, NULL, NULL, y, 0, 0};
+    spread(team, written_512, &job, count);
+}
+
 /* Rows from start on, count of them, into y [count, columns]. */
 EXPORT void zamba_compat_dequantize(const Team *team, const Quantized *matrix, size_t start, size_t count, float *y) {
-    Job job = {matrix, start, NULL, y, NULL, 0};
+    Job job = {matrix, start, NULL, y, NULL, 0, 0};
     spread(team, decoded, &job, count);
 }
 #endif

@@ -51,10 +51,12 @@ INLINE void chunk_scales(const Quantized *matrix, size_t row, size_t begin, size
     }
 }
 
-/* The products of a matrix by AVX-512, as those of quantized.c; see quantized512.c. Not to be called where zamba_compat_wide() is 0. */
+/* By AVX-512, see quantized512.c: x [tokens, columns] arranged, y or out [tokens, rows] of the rows from `first` to
+ * `last`; some rows written out. Not to be called where zamba_compat_wide() is 0. */
 EXPORT int zamba_compat_wide(void);
 void zamba_compat_arranged_512(size_t columns, const float *wide, const bfloat16 *narrow, float *room);
-void zamba_compat_multiplied_512(const Quantized *matrix, const float *x, size_t first, size_t last, int together,
-                                 float *y, bfloat16 *out);
+void zamba_compat_multiplied_512(const Quantized *matrix, const float *x, size_t tokens, size_t first, size_t last,
+                                 int together, float *y, bfloat16 *out);
+void zamba_compat_written_512(const Quantized *matrix, size_t start, size_t count, bfloat16 *y);
 
 #endif

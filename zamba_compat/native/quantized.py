@@ -82,7 +82,10 @@ class Loops:
         self._product.argtypes = [threads, matrix, _pointer, _pointer, _pointer]
         self._token = functions.zamba_compat_quantized_token
         self._token.argtypes, self._token.restype = self._product.argtypes, None
-        self._dequantize.argtypes = [threads, matrix, _size, _size, _pointer]
+        self._tokens, self._write = functions.zamba_compat_quantized_tokens, functions.zamba_compat_written
+        self._tokens.argtypes = [threads, matrix, _size, _pointer, _pointer, _pointer]
+        self._dequantize.argtypes = self._write.argtypes = [threads, matrix, _size, _size, _pointer]
+        self._tokens.restype = self._write.restype = None
         self._product.restype = self._dequantize.restype = None
 
     def product(self, matrix: Quantized, x: Tensor, out: Tensor) -> None:
@@ -94,9 +97,28 @@ class Loops:
         """The same of bfloat16, rounded once. room: [columns], float32."""
         self._token(team(), matrix._matrix, x.data_ptr(), room.data_ptr(), out.data_ptr())
 
+    def tokens(self, matrix: Quantized, x: Tensor, room: Tensor, out: Tensor) -> None:
+        """The same of several, x: [tokens, columns], out: [tokens, rows]. room: [tokens, columns]. Where `is_wide`."""
+        self._tokens(team(), matrix._matrix, len(x), x.data_ptr(), room.data_ptr(), out.data_ptr())
+
+    def write(self, matrix: Quantized, start: int, out: Tensor) -> None:
+        """As `dequantize`, rounded once to bfloat16. Where `is_wide`."""
+        self._write(team(), matrix._matrix, start, len(out), out.data_ptr())
+
     def dequantize(self, matrix: Quantized, start: int, out: Tensor) -> None:
         """The rows from `start` on into `out`, [some rows, columns], contiguous and float32."""
         self._dequantize(team(), matrix._matrix, start, len(out), out.data_ptr())
+
+
+def takes_avx512() -> bool:
+    """Whether the loops, where there are any, take AVX-512."""
+    found = team()
+    return found is not None and bool(found.wide)
+
+
+def is_wide() -> bool:
+    """Whether there are loops, and they take AVX-512."""
+    return loops() is not None and takes_avx512()
 
 
 def loops() -> Loops | None:

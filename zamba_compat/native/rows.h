@@ -85,5 +85,7 @@ EXPORT void zamba_compat_rows(const Team *team, const Matrix *matrix, const bflo
 typedef struct Quantized Quantized;
 EXPORT void zamba_compat_quantized_token(const Team *team, const Quantized *matrix, const bfloat16 *x, float *room,
                                          bfloat16 *y);
+EXPORT void zamba_compat_quantized_tokens(const Team *team, const Quantized *matrix, size_t tokens, const bfloat16 *x,
+                                          float *room, bfloat16 *y);
 
 #endif

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import gc
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,11 +17,13 @@ import pytest
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from zamba_compat.patches.bitsandbytes import cpu_packing
+from zamba_compat.patches.bitsandbytes import cpu_packing, cpu_product
 from zamba_compat.patches.bitsandbytes.cpu_packing import is_packed, pack, unpack_all
 
+from support.native import read_wide, there
 from zamba_compat._engine.releases import judge
 from zamba_compat.adapters import Registry
+from zamba_compat.native.quantized import loops
 from zamba_compat.packed_4bit import packed_bytes, plain_bytes
 
 from .conftest import ADAPTERS, reload, weights
@@ -472,3 +474,49 @@ def pickled(module: Any) -> Any:
     torch.save(module, buffer)
     buffer.seek(0)
     return torch.load(buffer, weights_only=False)
+
+
+class TestLoops:
+    """AVX512-BF16 and loops in C that are as fast: what computes in bfloat16 is not packed."""
+
+    @pytest.fixture(autouse=True)
+    def wide(self, kernel: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+        there(loops())
+        read_wide(True, monkeypatch)
+        registry = Registry((*ADAPTERS[:-1], cpu_product.ADAPTER, ADAPTERS[-1]))
+        registry.arm()
+        yield
+        unpack_all()
+        registry.disarm()
+
+    @pytest.mark.parametrize("tokens", [1, 3, 40])
+    def test_nothing_is_packed(self, linear: Linear, tokens: int) -> None:
+        module = linear(96, 256, compute_dtype=torch.bfloat16)
+        before, x = module.weight.data, torch.randn(2, tokens, 256).bfloat16()
+        with torch.no_grad():
+            found = module(x)
+        assert off(found, x.float() @ weights(module).float().T) < 5e-3
+        assert module.weight.data is before or module.weight.data_ptr() == before.data_ptr()
+
+    def test_what_was_packed_in_float32_is_unpacked(self, linear: Linear) -> None:
+        module = linear(80, 256)
+        wanted = module.weight.data.clone()
+        forward(module)
+        assert packed(module)
+        module.compute_dtype = torch.bfloat16
+        with torch.no_grad():
+            module(torch.randn(1, 256).bfloat16())
+        assert not packed(module) and torch.equal(module.weight.data, wanted)
+
+    def test_the_first_call_sets_the_dtype(self, linear: Linear) -> None:
+        """Until then a module computes in that of its input."""
+        module = linear(64, 256, compute_dtype=None)
+        with torch.no_grad():
+            module(torch.randn(1, 256).bfloat16())
+        assert not packed(module)
+
+    def test_columns_that_the_loops_cannot_take(self, linear: Linear) -> None:
+        module = linear(64, 96, compute_dtype=torch.bfloat16)
+        x = torch.randn(3, 96).bfloat16()
+        with torch.no_grad():
+            assert off(module(x), x.float() @ weights(module).float().T) < KERNEL

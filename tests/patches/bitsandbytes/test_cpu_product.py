@@ -9,6 +9,8 @@ import pytest
 import torch
 from zamba_compat.patches.bitsandbytes import cpu_product
 
+from support.native import read_wide, there
+from zamba_compat import configure
 from zamba_compat.adapters import Registry
 from zamba_compat.native.quantized import loops
 
@@ -99,6 +101,23 @@ def test_gradients_are_bitsandbytes_own(adapter: None, linear: Linear) -> None:
     assert x.grad is not None and x.grad.abs().sum() > 0
 
 
-def test_it_is_left_out_where_bitsandbytes_has_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_left_out_where_bitsandbytes_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(functional, "has_avx512bf16", lambda: True)
+    read_wide(False, monkeypatch)
     assert cpu_product.not_needed() is not None
+
+
+def test_it_is_there_where_the_loops_are_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(functional, "has_avx512bf16", lambda: True)
+    there(loops())
+    read_wide(True, monkeypatch)
+    assert cpu_product.not_needed() is None
+
+
+def test_it_is_left_out_without_loops(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(functional, "has_avx512bf16", lambda: False)
+    configure(native=False)
+    try:
+        assert cpu_product.not_needed() is not None
+    finally:
+        configure(native=None)
