@@ -27,7 +27,7 @@ _WIDE = {
     "instructions": 64,
     "float32": 12,
 }  # with AVX-512, by what multiplies a weight that is written out
-_PART = 1 << 21  # numbers of a weight that are written out at a time
+_PART = 1 << 23  # numbers of a weight that are written out at a time; each time the tokens are read again
 
 
 def most_tokens(dtype: torch.dtype, wide: bool) -> int:
