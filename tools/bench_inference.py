@@ -8,7 +8,8 @@ bytes, each contestant in a process of its own (stock and Llama never import zam
 them, so that drift hits all. Prompts beyond 4,096 tokens use use_long_context. Ablations of the technical report are
 contestants, too: no-rope, rank-N (adapters of rank N), long (use_long_context at every length).
 
-ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 shows a processor without 16-bit instructions.
+ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 shows a processor without 16-bit instructions, ONEDNN_MAX_CPU_ISA=
+AVX512_CORE one with AVX-512 and without AVX512-BF16.
 """
 
 from __future__ import annotations

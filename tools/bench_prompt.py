@@ -4,9 +4,9 @@ python tools/bench_prompt.py [--shape 1.2B] [--lengths 128 1024] [--rounds 5] [-
 
 The steps take turns prompt by prompt, so that drift hits all alike. Random weights in bfloat16, or in NF4. --products:
 instead, single products by rows and weights: the one with tiles beside PyTorch's, where there are tiles; with --nf4,
-bitsandbytes' kernel beside weights that are written out, where it has one. --mixers: instead, what a mixer does between
-its projections, by each loop in C that runs here. Without 16-bit instructions: ONEDNN_MAX_CPU_ISA=AVX2
-ATEN_CPU_CAPABILITY=avx2.
+bitsandbytes' kernel, where it has one, beside the loops over weights as they are. --mixers: instead, what a mixer does
+between its projections, by each loop in C that runs here. Without 16-bit instructions: ONEDNN_MAX_CPU_ISA=AVX2
+ATEN_CPU_CAPABILITY=avx2; with those of AVX-512 alone: ONEDNN_MAX_CPU_ISA=AVX512_CORE.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ import zamba_compat  # noqa: F401
 from _bench.contestants import build
 from _bench.speed_report import processor
 from _bench.steps import Step, taken
-from zamba_compat import embedding_half, mixer_sequence, packed_4bit, tiled
-from zamba_compat.native import scan, unpacked
+from zamba_compat import embedding_half, four_bit, mixer_sequence, packed_4bit, tiled
+from zamba_compat.native import quantized, scan, unpacked
 from zamba_compat.one_row import has_tiles
 from zamba_compat.published import PUBLISHED
 
@@ -38,10 +38,12 @@ IN_BFLOAT16 = (
 )
 IN_NF4 = (
     IN_BFLOAT16[1],
-    Step("weights written out in C", unpacked, "loop", lambda: None),
+    Step("4-bit weights by loops in C", four_bit, "product", lambda *given: None),
+    Step("packed ones written out in C", unpacked, "loop", lambda: None),
     *IN_BFLOAT16[2:],
 )
 ROWS = (2, 16, 32, 64, 128, 512, 1024)
+ROWS_OF_4_BITS = (1, 2, 4, 16, 32, 64, 128)
 WEIGHTS = ((8512, 2048), (2048, 4096), (16384, 2048), (2048, 8192))  # of 1.2B
 _BYTES = 6 * 10**8  # of weights that take turns, so that none is in a cache
 
@@ -81,33 +83,36 @@ def products(rows: int, shape: tuple[int, int], rounds: int) -> list[float]:
     return milliseconds(ways, weights, rounds)
 
 
+IN_4_BITS = "bitsandbytes' kernel / packed and written out / by the codes / written out"
+
+
 def in_4_bits(rows: int, shape: tuple[int, int], rounds: int) -> list[float]:
-    """By bitsandbytes' kernel, by weights that PyTorch writes out, and by weights that the loop in C does."""
-    from bitsandbytes.functional import quantize_4bit
+    """As IN_4_BITS says; the first two only where bitsandbytes has a kernel."""
+    from bitsandbytes.functional import has_avx512bf16, quantize_4bit
 
     data, state = quantize_4bit(torch.randn(shape), quant_type="nf4", compress_statistics=True, blocksize=64)
     packed = packed_4bit.packed_bytes(data.reshape(shape[0], -1))
-    weights = [packed.clone() for _ in range(max(2, _BYTES // (4 * packed.numel())))]
+    weights = [(data.clone(), packed.clone()) for _ in range(max(2, _BYTES // (8 * packed.numel())))]
     x, absmax = torch.randn(rows, shape[1]).bfloat16(), packed_4bit.kernel_absmax(state)
 
     def kernel(weight: Any) -> None:
-        size = [len(weight), shape[1]]
-        torch.ops.bitsandbytes.gemv_4bit.default(x, weight, size, absmax, state.code, state.blocksize)
+        size = [len(weight[1]), shape[1]]
+        torch.ops.bitsandbytes.gemv_4bit.default(x, weight[1], size, absmax, state.code, state.blocksize)
 
-    def by_pytorch(weight: Any) -> None:
-        with taken(IN_NF4[1:2], 0):
-            packed_4bit.product(x, weight, state, None)
+    def as_they_are(most: int) -> Callable[[Any], None]:
+        def way(weight: Any) -> None:
+            with taken((Step("", four_bit, "most_tokens", lambda *given: most),), 0):
+                four_bit.product(x, weight[0], state, None)
 
-    return milliseconds(
-        (kernel, by_pytorch, lambda weight: packed_4bit.product(x, weight, state, None)), weights, rounds
-    )
+        return way
+
+    theirs = (kernel, lambda weight: packed_4bit.product(x, weight[1], state, None)) if has_avx512bf16() else ()
+    return milliseconds((*theirs, as_they_are(rows), as_they_are(0)), weights, rounds)
 
 
 def print_products(nf4: bool, about: str, rounds: int) -> None:
     if nf4:
-        from bitsandbytes.functional import has_avx512bf16
-
-        there, ways = has_avx512bf16(), "the kernel / written out by PyTorch / in C"
+        there, ways = quantized.loops() is not None, IN_4_BITS
     else:
         there, ways = has_tiles() and tiled.loops() is not None, "PyTorch's product / with tiles"
     if not there:
@@ -116,7 +121,7 @@ def print_products(nf4: bool, about: str, rounds: int) -> None:
     print(f"Milliseconds: {ways}; {about}\n")
     print(f"| rows | {' | '.join(f'{rows} x {columns}' for rows, columns in WEIGHTS)} |")
     print(f"| ---: |{' ---: |' * len(WEIGHTS)}")
-    for rows in ROWS:
+    for rows in ROWS_OF_4_BITS if nf4 else ROWS:
         found = ((in_4_bits if nf4 else products)(rows, shape, rounds) for shape in WEIGHTS)
         print(f"| {rows} | {' | '.join(' / '.join(f'{ms:.1f}' for ms in cell) for cell in found)} |", flush=True)
 

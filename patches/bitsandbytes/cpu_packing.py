@@ -14,7 +14,9 @@ Goes:     when a forward no longer rewrites the quant state.
 The weight is packed here, too, once for all modules that hold it, but the quant state keeps what quantization produced;
 what the kernel needs besides is added to it. A tensor's own shape tells in which layout it is, never a flag, so a plain
 tensor and a packed one may share a quant state. The nibbles are only permuted, see `zamba_compat.packed_4bit`: the way
-back is exact. This adapter is to be listed after others of the same targets, so that those meet plain weights only.
+back is exact. What computes in bfloat16 is not packed at all where loops in C are as fast as the kernel, see
+`zamba_compat.four_bit.outruns_kernel`. This adapter is to be listed after others of the same targets, so that those
+meet plain weights only.
 """
 
 from __future__ import annotations

@@ -1,14 +1,16 @@
-"""Multiply by 4-bit weights at the speed of the memory on CPUs without AVX512-BF16.
+"""Multiply by 4-bit weights at the speed of the memory on a CPU, as quantization left them.
 
 Symptom:  without an error: a 4-bit model takes nine times as long per token as the same model in bfloat16, and four
-          times as long to its first token (1.2B on two cores with AVX2: 2.96 and 0.33 s, 27 and 6 s).
-Cause:    bitsandbytes has one kernel for products with 4-bit weights on a CPU, for AVX512-BF16. Everywhere else each
-          call dequantizes the whole weight and multiplies it by PyTorch's bfloat16 product, which is slow there, too.
+          times as long to its first token (1.2B on two cores with AVX2: 2.96 and 0.33 s, 27 and 6 s). With AVX512-BF16
+          it takes as long as in bfloat16 per token, and twice as long to its first one.
+Cause:    bitsandbytes has one kernel for products with 4-bit weights on a CPU, for AVX512-BF16; it is made for a few
+          tokens, and wants weights in an order of its own. Everywhere else each call dequantizes the whole weight and
+          multiplies it by PyTorch's bfloat16 product, which is slow there, too.
 Upstream: none known.
-Goes:     when bitsandbytes has a kernel for AVX2.
+Goes:     when bitsandbytes has kernels for AVX2 and AVX-512 that are as fast.
 
 `zamba_compat.four_bit` says what is computed, and where it stays bitsandbytes' own: with gradients, odd shapes, where
-the loops in C could not be compiled.
+the loops in C could not be compiled. With AVX512-BF16 it is left to the kernel where the loops are kept from AVX-512.
 """
 
 from __future__ import annotations

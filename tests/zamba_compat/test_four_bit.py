@@ -74,6 +74,17 @@ def test_products(compiled: Loops, rows: int, tokens: int, dtype: torch.dtype, b
     assert worst < {torch.float32: 1e-5, torch.bfloat16: 2**-8, torch.float16: 2**-11}[dtype] * 1.01
 
 
+@pytest.mark.parametrize("biased", [False, True])
+def test_a_weight_in_parts(compiled: Loops, biased: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, state = quantized(77, nested=True)
+    x, bias = inputs(40, torch.bfloat16), torch.linspace(-1, 1, 77).bfloat16() if biased else None
+    whole = four_bit.product(x, data, state, bias)
+    monkeypatch.setattr(four_bit, "_PART", 10 * COLUMNS)
+    parts = four_bit.product(x, data, state, bias)
+    assert whole is not None and parts is not None
+    torch.testing.assert_close(parts, whole, rtol=2**-7, atol=1e-3)
+
+
 @pytest.mark.parametrize("limit", [1, 2, 9])
 def test_any_number_of_threads(compiled: Loops, limit: int) -> None:
     """Also more than rows, and fewer than asked for: each row is computed once."""

@@ -86,6 +86,44 @@ def test_one_rounding_from_exact(
     assert ((found - exact).abs() <= (1.01 * 2**-8 * exact.abs() if dtype == torch.bfloat16 else 0) + sums).all()
 
 
+@pytest.mark.parametrize("tokens", [1, 2, 3, 4, 11])
+@pytest.mark.parametrize(("rows", "columns"), [(1, 192), (2, 128), (7, 320)])
+def test_tokens_are_each_as_alone(loop: Loops, wide: bool, rows: int, columns: int, tokens: int) -> None:
+    if not wide:
+        pytest.skip("AVX-512 alone")
+    matrix, _ = made(rows, columns, 64, True)
+    x = torch.randn(tokens, columns, generator=torch.Generator().manual_seed(tokens)).bfloat16()
+    found = torch.full((tokens, rows), torch.nan).bfloat16()
+    loop.tokens(matrix, x, torch.empty(tokens, columns), found)
+    assert torch.equal(found, torch.stack([product(loop, matrix, token) for token in x]))
+
+
+@pytest.mark.parametrize("nested", [False, True], ids=["scales", "nested"])
+@pytest.mark.parametrize(("rows", "columns", "block"), [(1, 64, 64), (9, 192, 192), (70, 8192, 64), (5, 8192, 4096)])
+def test_rows_written_out(loop: Loops, wide: bool, rows: int, columns: int, block: int, nested: bool) -> None:
+    """Rounded once, as PyTorch rounds; from any row on."""
+    if not wide:
+        pytest.skip("AVX-512 alone")
+    matrix, weight = made(rows, columns, block, nested)
+    wanted = weight.float().bfloat16()  # products of two numbers of 24 bits are exact in float64
+    for start in {0, rows // 2}:
+        out = torch.full((rows - start, columns), torch.nan).bfloat16()
+        assert equal_by_threads(lambda start=start, out=out: (loop.write(matrix, start, out), out.clone())[1])  # type: ignore[misc]
+        assert torch.equal(out, wanted[start:])
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_scales_that_are_no_number_are_written_out_as_they_are(loop: Loops, wide: bool, value: float) -> None:
+    if not wide:
+        pytest.skip("AVX-512 alone")
+    matrix, weight = made(3, 128, 64, False)
+    matrix._kept[1][2] = value  # the scales
+    out = torch.empty(3, 128).bfloat16()
+    loop.write(matrix, 0, out)
+    assert torch.equal(out.isfinite(), torch.arange(384).view(3, 128) // 64 != 2)
+    assert torch.equal(out[0], weight.float().bfloat16()[0])
+
+
 @pytest.mark.parametrize("column", [0, 63, 64, 127, 128, 191])
 def test_what_is_no_number_stays_none(loop: Loops, column: int) -> None:
     matrix, _ = made(5, 192, 64, False)
