@@ -69,7 +69,8 @@ def product(A: Tensor, weight: Tensor, state: Any, bias: Tensor | None) -> Tenso
     wide = takes_avx512()
     few = len(x) <= most_tokens(x.dtype, wide)
     if few and x.dtype == torch.bfloat16 and bias is None:
-        result = _tokens(found, matrix, x.contiguous(), wide)
+        result, room = x.new_empty(len(x), matrix.rows), buffers.take("row", x, *x.shape, dtype=torch.float32)
+        found.tokens(matrix, x.contiguous(), room, result)
     elif few and len(x) <= _FEW:
         floats, sums = x.float().contiguous(), x.new_empty(len(x), matrix.rows, dtype=torch.float32)
         for token, place in zip(floats, sums, strict=True):
@@ -80,17 +81,6 @@ def product(A: Tensor, weight: Tensor, state: Any, bias: Tensor | None) -> Tenso
     else:
         result = widened.by_parts(x, matrix.rows, lambda start, part: found.dequantize(matrix, start, part), bias)
     return result.view(*A.shape[:-1], matrix.rows)
-
-
-def _tokens(found: Loops, matrix: Quantized, x: Tensor, wide: bool) -> Tensor:
-    """x [tokens, columns] by the codes, in bfloat16."""
-    result, room = x.new_empty(len(x), matrix.rows), buffers.take("row", x, *x.shape, dtype=torch.float32)
-    if wide:
-        found.tokens(matrix, x, room, result)
-    else:
-        for token, place in zip(x, result, strict=True):
-            found.token(matrix, token, room, place)
-    return result
 
 
 def _by_parts(found: Loops, matrix: Quantized, x: Tensor, bias: Tensor | None) -> Tensor:

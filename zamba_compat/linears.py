@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +23,11 @@ def onednn_on_x86() -> bool:
     """Whether PyTorch hands products to oneDNN on the processors that these were measured on."""
     on_x86 = platform.machine().lower() in ("x86_64", "amd64")
     return on_x86 and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+
+
+def isa_limit() -> str:
+    """The instructions that oneDNN, and with it what is measured here, is kept to; see ONEDNN_MAX_CPU_ISA."""
+    return os.environ.get("ONEDNN_MAX_CPU_ISA", "ALL").upper()
 
 
 Handler = Callable[..., Any]

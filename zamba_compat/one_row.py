@@ -12,7 +12,6 @@ With tile instructions (AMX) oneDNN's product of a matrix and a vector is the fa
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -22,7 +21,7 @@ from typing import Any
 import torch  # noqa: TID253
 from torch import Tensor  # noqa: TID253
 
-from .linears import Linears, onednn_on_x86
+from .linears import Linears, isa_limit, onednn_on_x86
 
 _switching = threading.Lock()
 
@@ -109,5 +108,5 @@ def _is_measured() -> bool:
 
 
 def _isa_allows(part: str) -> bool:
-    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "ALL").upper()
+    limit = isa_limit()
     return limit in ("ALL", "DEFAULT", "") or part in limit

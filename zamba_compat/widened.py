@@ -8,7 +8,6 @@ again. A product summed in float32 and rounded once is at least as exact as the 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from functools import cache
 
@@ -16,7 +15,7 @@ import torch  # noqa: TID253
 from torch import Tensor  # noqa: TID253
 
 from .buffers import buffers
-from .linears import SHORT, Linears, onednn_on_x86
+from .linears import SHORT, Linears, isa_limit, onednn_on_x86
 
 FEWEST = 4  # rows; for fewer, reading the weight once costs more than the products
 _PART = 1 << 20  # numbers of a weight that are copied at a time
@@ -52,7 +51,7 @@ def has_instructions(dtype: torch.dtype) -> bool:
 
 def _isa_allows_bfloat16() -> bool:
     """Of the names that oneDNN knows those with AVX-512 and without bfloat16 are two."""
-    return os.environ.get("ONEDNN_MAX_CPU_ISA", "ALL").upper() not in ("AVX512_CORE", "AVX512_CORE_VNNI")
+    return isa_limit() not in ("AVX512_CORE", "AVX512_CORE_VNNI")
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, out: Tensor | None = None) -> Tensor:

@@ -143,26 +143,22 @@ EXPORT void zamba_compat_quantized_product(const Team *team, const Quantized *ma
     spread(team, multiplied, &job, matrix->rows);
 }
 
-/* The same of bfloat16, rounded once. */
-EXPORT void zamba_compat_quantized_token(const Team *team, const Quantized *matrix, const bfloat16 *x, float *room,
-                                         bfloat16 *y) {
-    if (team->wide) {
-        zamba_compat_quantized_tokens(team, matrix, 1, x, room, y);
-        return;
-    }
-    Job job = {matrix, 0, room, NULL, y, 1, team->together};
-#define WIDENED(place, column) room[place] = widened(x[column])
-    ARRANGED(matrix->columns, WIDENED);
-    spread(team, multiplied, &job, matrix->rows);
-}
-
-/* The same of several tokens, y [tokens, rows] of x [tokens, columns] by way of room [tokens, columns]. AVX-512. */
+/* y [tokens, rows] of x [tokens, columns], both bfloat16, rounded once; room [tokens, columns] is overwritten. */
 EXPORT void zamba_compat_quantized_tokens(const Team *team, const Quantized *matrix, size_t tokens, const bfloat16 *x,
                                           float *room, bfloat16 *y) {
+    size_t columns = matrix->columns;
     Job job = {matrix, 0, room, NULL, y, tokens, team->together};
-    for (size_t token = 0; token < tokens; token++)
-        zamba_compat_arranged_512(matrix->columns, NULL, x + token * matrix->columns, room + token * matrix->columns);
-    spread(team, multiplied_512, &job, matrix->rows);
+    if (team->wide) {
+        for (size_t token = 0; token < tokens; token++)
+            zamba_compat_arranged_512(columns, NULL, x + token * columns, room + token * columns);
+        spread(team, multiplied_512, &job, matrix->rows);
+        return;
+    }
+    for (size_t token = 0; token < tokens; token++, x += columns, job.out += matrix->rows) {
+#define WIDENED(place, column) room[place] = widened(x[column])
+        ARRANGED(columns, WIDENED);
+        spread(team, multiplied, &job, matrix->rows);
+    }
 }
 
 /* Rows from start on, count of them, into y [count, columns], rounded once. AVX-512. */

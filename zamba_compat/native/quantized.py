@@ -80,8 +80,6 @@ class Loops:
         self._product, self._dequantize = functions.zamba_compat_quantized_product, functions.zamba_compat_dequantize
         threads, matrix = ctypes.POINTER(Team), ctypes.POINTER(_Matrix)
         self._product.argtypes = [threads, matrix, _pointer, _pointer, _pointer]
-        self._token = functions.zamba_compat_quantized_token
-        self._token.argtypes, self._token.restype = self._product.argtypes, None
         self._tokens, self._write = functions.zamba_compat_quantized_tokens, functions.zamba_compat_written
         self._tokens.argtypes = [threads, matrix, _size, _pointer, _pointer, _pointer]
         self._dequantize.argtypes = self._write.argtypes = [threads, matrix, _size, _size, _pointer]
@@ -93,12 +91,11 @@ class Loops:
         room = x.new_empty(matrix.columns)
         self._product(team(), matrix._matrix, x.data_ptr(), room.data_ptr(), out.data_ptr())
 
-    def token(self, matrix: Quantized, x: Tensor, room: Tensor, out: Tensor) -> None:
-        """The same of bfloat16, rounded once. room: [columns], float32."""
-        self._token(team(), matrix._matrix, x.data_ptr(), room.data_ptr(), out.data_ptr())
-
     def tokens(self, matrix: Quantized, x: Tensor, room: Tensor, out: Tensor) -> None:
-        """The same of several, x: [tokens, columns], out: [tokens, rows]. room: [tokens, columns]. Where `is_wide`."""
+        """The same of bfloat16, rounded once. x: [tokens, columns], out: [tokens, rows].
+
+        room: [tokens, columns], float32.
+        """
         self._tokens(team(), matrix._matrix, len(x), x.data_ptr(), room.data_ptr(), out.data_ptr())
 
     def write(self, matrix: Quantized, start: int, out: Tensor) -> None:

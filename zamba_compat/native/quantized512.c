@@ -82,7 +82,7 @@ AVX512 INLINE void some_rows(const Quantized *matrix, const float *x, size_t fir
         for (size_t token = 0; token < tokens; token++) y[token][row] = _mm512_reduce_add_ps(sums[row][token]);
 }
 
-/* The same for numbers that are known when this is compiled; `many` rows are TOGETHER of one token, 2 of several. */
+/* The same for numbers that are known when this is compiled. */
 #define OF(ROWS, COUNT)                                                                                                \
     AVX512 static void rows_##ROWS##_##COUNT(const Quantized *matrix, const float *x, size_t first,                    \
                                              float (*y)[TOGETHER]) {                                                   \
@@ -100,7 +100,7 @@ static const Some singles[] = {rows_1_1, rows_1_2, rows_1_4}, pairs[] = {rows_2_
 
 void zamba_compat_multiplied_512(const Quantized *matrix, const float *x, size_t tokens, size_t first, size_t last,
                                  int together, float *y, bfloat16 *out) {
-    size_t most = tokens > 1 ? 2 : together ? TOGETHER : 1;
+    size_t most = tokens > 1 ? 2 /* the registers hold no more */ : together ? TOGETHER : 1;
     for (size_t row = first, rows; row < last; row += rows) {
         rows = row + most <= last ? most : 1;
         /* The rows' weights stay in the caches from some tokens to the next. */

@@ -83,8 +83,6 @@ EXPORT void zamba_compat_rows(const Team *team, const Matrix *matrix, const bflo
 
 /* The same of a matrix of 4 bits, as quantized.c knows it. */
 typedef struct Quantized Quantized;
-EXPORT void zamba_compat_quantized_token(const Team *team, const Quantized *matrix, const bfloat16 *x, float *room,
-                                         bfloat16 *y);
 EXPORT void zamba_compat_quantized_tokens(const Team *team, const Quantized *matrix, size_t tokens, const bfloat16 *x,
                                           float *room, bfloat16 *y);
 

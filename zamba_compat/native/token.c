@@ -170,7 +170,7 @@ static void projected(const Team *team, const Projection *by, const bfloat16 *x,
     if (by->plain)
         zamba_compat_rows(team, by->plain, x, room, y);
     else
-        zamba_compat_quantized_token(team, by->quantized, x, room, y);
+        zamba_compat_quantized_tokens(team, by->quantized, 1, x, room, y);
 }
 
 /* A token of one row in bfloat16 with both projections around it: y of x, by in_proj, what is above, and out_proj.

@@ -56,7 +56,7 @@ def product(loop: Loops, matrix: Quantized, x: Tensor) -> Tensor:
     if x.dtype == torch.float32:
         loop.product(matrix, x, out)
     else:
-        loop.token(matrix, x, torch.full((matrix.columns,), torch.nan), out)
+        loop.tokens(matrix, x[None], torch.full((1, matrix.columns), torch.nan), out[None])
     return out
 
 
@@ -88,9 +88,7 @@ def test_one_rounding_from_exact(
 
 @pytest.mark.parametrize("tokens", [1, 2, 3, 4, 11])
 @pytest.mark.parametrize(("rows", "columns"), [(1, 192), (2, 128), (7, 320)])
-def test_tokens_are_each_as_alone(loop: Loops, wide: bool, rows: int, columns: int, tokens: int) -> None:
-    if not wide:
-        pytest.skip("AVX-512 alone")
+def test_tokens_are_each_as_alone(loop: Loops, rows: int, columns: int, tokens: int) -> None:
     matrix, _ = made(rows, columns, 64, True)
     x = torch.randn(tokens, columns, generator=torch.Generator().manual_seed(tokens)).bfloat16()
     found = torch.full((tokens, rows), torch.nan).bfloat16()
