@@ -1,7 +1,7 @@
 """What becomes of users on releases of transformers that do not exist: a table of variants by scenarios.
 
     python tools/check_unreleased.py                               made from the installed release
-    python tools/check_unreleased.py --base 5.24.0 --jobs 2
+    python tools/check_unreleased.py --base 5.24.0
     python tools/check_unreleased.py --variants "loader renamed,ties copied" --unverified warn
 
 Exit status 1 when a cell is silent: a wrong number, or a block held twice or in 16 bits, without a word.
@@ -13,7 +13,6 @@ import argparse
 import sys
 import tempfile
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tools")]
 import overlays  # noqa: E402
 from support import invented  # noqa: E402
 from support.invented import VARIANTS, Base  # noqa: E402
-from unreleased.judge import Cell, judge  # noqa: E402
+from unreleased.judge import Cell, Judge  # noqa: E402
 
 Row = tuple[list[Cell], dict[str, Any]]
 
@@ -35,7 +34,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--version", default=invented.VERSION, help="what it calls itself (%(default)s)")
     parser.add_argument("--unverified", metavar="CHOICE", help="ZAMBA_COMPAT_UNVERIFIED: error, warn or ignore")
     parser.add_argument("--stock", action="store_true", help="without zamba_compat")
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="releases at a time (default: %(default)s)")
     return parser.parse_args()
 
 
@@ -47,13 +45,11 @@ def main() -> int:
     if options.stock:
         settings["ZAMBA_COMPAT_TEST_STOCK"] = "1"
 
-    def run(variant: str) -> Row:
-        with tempfile.TemporaryDirectory() as folder:
-            paths = invented.make(variant, Path(folder) / "release", base, options.version)
-            return judge(paths, settings=settings)
-
-    with ThreadPoolExecutor(options.jobs) as pool:
-        rows = dict(zip(chosen, pool.map(run, chosen), strict=True))
+    rows: dict[str, Row] = {}
+    with Judge() as judge, tempfile.TemporaryDirectory() as folder:
+        for number, variant in enumerate(chosen):
+            paths = invented.make(variant, Path(folder) / str(number), base, options.version)
+            rows[variant] = judge(paths, settings=settings)
     print(table(rows))
     print(details(rows))
     counts = Counter(cell.verdict for cells, _ in rows.values() for cell in cells)

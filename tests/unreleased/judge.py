@@ -1,8 +1,6 @@
-"""Judge one release: every scenario in one process, and what was said where the result is wrong.
+"""Judge a release: every scenario in one process, and what was said where its result is wrong.
 
-    python tests/unreleased/judge.py [SCENARIO ...]
-
-prints a line of JSON for each, and one for `zamba-compat doctor --json`. `judge` runs that under a release.
+Run as a program, this reads tasks from standard input and forks a process for each; `Judge` is its other end.
 """
 
 from __future__ import annotations
@@ -13,10 +11,12 @@ import json
 import logging
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 GROUPS = (
     "config", "tying", "saving", "loading", "placement", "quantization", "numbers", "speed", "finetuning", "merging",
 )  # fmt: skip
-DOCTOR = "doctor"
+TIME_LIMIT = 600  # seconds for one release
 FINE = ("applied", "armed", "not needed")
 
 
@@ -33,9 +33,9 @@ class Cell(NamedTuple):
     """What became of one scenario.
 
     Attributes:
-        verdict: "right"; "refused", an AdapterError; "warned", a wrong result after a warning of zamba_compat that
-            names one of the scenario's groups; "failed", an error that is not ours to explain the release; "silent",
-            a wrong result without either.
+        verdict: "right"; "refused", an AdapterError; "warned", a wrong result or another error, after a warning of
+            zamba_compat that names one of the scenario's groups; without such a warning, "failed" for an error that
+            says nothing of the release, and "silent" for a wrong result.
         detail: the error, or what is wrong.
         groups: those named by the error, or by the warnings.
     """
@@ -50,35 +50,56 @@ def named_groups(text: str) -> tuple[str, ...]:
     return tuple(group for group in GROUPS if re.search(rf"\b{group}\b", text))
 
 
-def environment(paths: Sequence[Path], settings: dict[str, str]) -> dict[str, str]:
-    """This process's environment with a release first on the path, and only these settings of zamba_compat."""
-    env = {name: value for name, value in os.environ.items() if not name.startswith(("ZAMBA_COMPAT_", "PYTEST_"))}
-    path = os.pathsep.join(map(str, [*paths, ROOT, ROOT / "tests", ROOT / "tools"]))
-    quiet = {"TRANSFORMERS_VERBOSITY": "error", "PYTHONWARNINGS": "ignore"}
-    return {**env, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **quiet, **settings, "PYTHONPATH": path}
+class Died(Exception):
+    """The process of a release ended before all its scenarios were run."""
 
 
-def judge(
-    paths: Sequence[Path],
-    scenarios: Iterable[str] = (),
-    *,
-    settings: dict[str, str] | None = None,
-    timeout: float = 600,
-) -> tuple[list[Cell], dict[str, Any]]:
-    """Run scenarios, by default all, with a release on the path; their cells, and doctor's report.
+class Judge:
+    """Runs scenarios under releases, each in a process of its own.
 
-    Raises:
-        RuntimeError: the process ended before all was run; with its last words.
+    They are forks of one that has imported what no release changes, which takes twice as long as the rest. To be used
+    as a context manager.
     """
-    command = [sys.executable, str(Path(__file__).resolve()), *scenarios]
-    done = subprocess.run(
-        command, env=environment(paths, settings or {}), stdin=subprocess.DEVNULL, capture_output=True, text=True,
-        timeout=timeout,
-    )  # fmt: skip
-    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    if done.returncode or not lines or DOCTOR not in lines[-1]:
-        raise RuntimeError(f"{' '.join(command)}: exit status {done.returncode}\n{done.stderr[-4000:]}")
-    return [Cell(**{**line, "groups": tuple(line["groups"])}) for line in lines[:-1]], lines[-1][DOCTOR]
+
+    def __init__(self) -> None:
+        env = {name: text for name, text in os.environ.items() if not name.startswith(("ZAMBA_COMPAT_", "PYTEST_"))}
+        quiet = {"TRANSFORMERS_VERBOSITY": "error", "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
+        path = os.pathsep.join(map(str, (ROOT, ROOT / "tests", ROOT / "tools")))
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115, closed by __exit__
+        self._process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).resolve())],
+            env={**env, **quiet, "HF_HUB_OFFLINE": "1", "PYTHONPATH": path},
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True,
+        )  # fmt: skip
+
+    def __enter__(self) -> Judge:
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        self._process.communicate()
+        self._errors.close()
+
+    def __call__(
+        self, paths: Sequence[Path], scenarios: Sequence[str] = (), settings: Mapping[str, str] | None = None
+    ) -> tuple[list[Cell], dict[str, Any]]:
+        """The cells of scenarios, by default all, and doctor's report with the release in `paths`.
+
+        settings: environment variables of the release's process.
+        Raises Died, with the last words.
+        """
+        assert self._process.stdin is not None and self._process.stdout is not None
+        task = {"paths": [str(path) for path in paths], "scenarios": list(scenarios), "settings": dict(settings or {})}
+        print(json.dumps(task), file=self._process.stdin, flush=True)
+        cells: list[Cell] = []
+        for line in self._process.stdout:
+            told = json.loads(line)
+            if "doctor" in told:
+                return cells, told["doctor"]
+            if "status" in told:
+                break
+            cells.append(Cell(**{**told, "groups": tuple(told["groups"])}))
+        self._errors.seek(0)
+        raise Died(f"after {len(cells)} scenarios: {self._errors.read()[-3000:]}")
 
 
 class _Heard(logging.Handler):
@@ -102,24 +123,28 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
+def is_refusal(error: BaseException) -> bool:
+    """By name: without the import there is nothing to compare with."""
+    return any(kind.__name__ == "AdapterError" for kind in type(error).__mro__)
+
+
 def observed(name: str, heard: _Heard) -> Cell:
     """One scenario, run here."""
-    try:
-        from unreleased.scenarios import SCENARIOS, Wrong
+    from unreleased.scenarios import SCENARIOS, Wrong
 
-        scenario = SCENARIOS[name]
+    scenario = SCENARIOS[name]
+    try:
         with tempfile.TemporaryDirectory() as folder:
             scenario.run(Path(folder))
     except Exception as error:
-        from zamba_compat.errors import AdapterError
-
-        ours = next((e for e in causes(error) if isinstance(e, AdapterError)), None)
+        ours = next((e for e in causes(error) if is_refusal(e)), None)
         if ours is not None:
             return Cell(name, "refused", str(ours), named_groups(str(ours)))
-        if not isinstance(error, Wrong):
-            return Cell(name, "failed", f"{type(error).__name__}: {error}".strip()[:600])
         said = named_groups("\n".join(heard.messages))
-        return Cell(name, "warned" if set(said) & set(scenario.groups) else "silent", str(error), said)
+        detail = str(error) if isinstance(error, Wrong) else f"{type(error).__name__}: {error}"[:600]
+        if set(said) & set(scenario.groups):
+            return Cell(name, "warned", detail, said)
+        return Cell(name, "silent" if isinstance(error, Wrong) else "failed", detail, said)
     return Cell(name, "right")
 
 
@@ -135,18 +160,43 @@ def doctor() -> dict[str, Any]:
     return {**{key: report.get(key) for key in ("ok", "verdict", "faults")}, "status": status, "off": off}
 
 
-def main(names: Sequence[str]) -> int:
+def run(task: dict[str, Any]) -> None:
+    """Judge one release in this process, a line of JSON for each scenario and one for doctor."""
+    signal.alarm(TIME_LIMIT)
+    sys.path[:0] = task["paths"]
+    os.environ.update(task["settings"])
     heard = _Heard()
     logging.getLogger("zamba_compat").addHandler(heard)
     if os.environ.get("ZAMBA_COMPAT_TEST_STOCK") != "1":
         import zamba_compat  # noqa: F401
     from unreleased.scenarios import SCENARIOS
 
-    for name in names or SCENARIOS:
+    for name in task["scenarios"] or SCENARIOS:
         print(json.dumps(observed(name, heard)._asdict()), flush=True)
-    print(json.dumps({DOCTOR: {**doctor(), "warnings": heard.messages}}), flush=True)
-    return 0
+    print(json.dumps({"doctor": {**doctor(), "warnings": heard.messages}}), flush=True)
+
+
+def main() -> None:
+    """Read tasks, and fork for each. A fork that dies is told by its exit status."""
+    import accelerate  # noqa: F401
+    import bitsandbytes  # noqa: F401
+    import pytest  # noqa: F401
+    import safetensors.torch  # noqa: F401
+
+    assert not {"transformers", "zamba_compat"} & sys.modules.keys()
+    for line in sys.stdin:
+        child = os.fork()
+        if child == 0:
+            try:
+                run(json.loads(line))
+            except BaseException:
+                traceback.print_exc()
+                os._exit(1)
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        if status:
+            print(json.dumps({"status": status}), flush=True)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    main()

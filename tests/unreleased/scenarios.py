@@ -182,7 +182,7 @@ SCENARIOS: dict[str, Scenario] = {
     "hub": Scenario(loads("hub", time_step_min=0.001), (*LOADING, "numbers")),
     "expanded": Scenario(loads("expanded"), LOADING),
     "partial": Scenario(loads("later-layer"), LOADING),
-    "split": Scenario(loads("split", "1.2B"), LOADING),
+    "wrong slots": Scenario(loads("wrong-slots"), LOADING),
     "divergent": Scenario(divergent, LOADING),
     "embeddings untied": Scenario(untied_embeddings, LOADING),
     "long context": Scenario(loads("hub", use_long_context=True), ("config", "numbers")),

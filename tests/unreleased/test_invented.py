@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from support import invented
 from support.invented import DEFECTS, VARIANTS
-from unreleased.judge import Cell, judge
+from unreleased.judge import Cell, Judge
 
 pytest.importorskip("transformers", minversion="5.16")  # what the variants edit
 pytest.importorskip("bitsandbytes")
 
 UNCHANGED = ("version only", "formatting")
 BRIEF = (*UNCHANGED, "loader renamed", "ties copied")
+
+
+@pytest.fixture(scope="module")
+def judge() -> Iterator[Judge]:
+    with Judge() as process:
+        yield process
 
 
 def told(cells: list[Cell]) -> str:
@@ -25,7 +32,7 @@ def told(cells: list[Cell]) -> str:
 @pytest.mark.parametrize(
     "variant", [pytest.param(v, marks=() if v in BRIEF else pytest.mark.thorough) for v in VARIANTS]
 )
-def test_nothing_is_silent(variant: str, tmp_path: Path) -> None:
+def test_nothing_is_silent(variant: str, judge: Judge, tmp_path: Path) -> None:
     cells, doctor = judge(invented.make(variant, tmp_path / "release"))
     assert not (silent := [cell for cell in cells if cell.verdict == "silent"]), told(silent)
     for cell in cells:
@@ -38,7 +45,7 @@ def test_nothing_is_silent(variant: str, tmp_path: Path) -> None:
         assert not doctor["ok"] and doctor["status"] == 1, doctor
 
 
-def test_the_judge_hears_what_is_wrong_by_itself() -> None:
+def test_the_judge_hears_what_is_wrong_by_itself(judge: Judge) -> None:
     """Without any adapter, the release at hand is wrong in silence: a judge that finds nothing would be deaf."""
     off = {"ZAMBA_COMPAT_TEST_STOCK": "1"}
     cells, _ = judge((), ("long context", "embeddings untied", "int8", "inner padding"), settings=off)

@@ -210,8 +210,8 @@ def decorated(base: Base) -> Files:
 
     files = {"traced.py": TRACED}
     for name, functions in DECORATED.items():
-        first = "from transformers.traced import traced\nimport "
-        files[name] = re.sub(r"(?m)^import ", first, base.read(name), count=1)
+        first = r"(?m)^(?=(import|from) (?!__future__))"
+        files[name] = re.sub(first, "from transformers.traced import traced\n", base.read(name), count=1)
         for function in functions:
             files[name] = edited(files[name], function, innermost)
     return files
