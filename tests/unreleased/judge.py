@@ -33,9 +33,9 @@ class Cell(NamedTuple):
     """What became of one scenario.
 
     Attributes:
-        verdict: "right"; "refused", an AdapterError; "warned", a wrong result or another error, after a warning of
-            zamba_compat that names one of the scenario's groups; without such a warning, "failed" for an error that
-            says nothing of the release, and "silent" for a wrong result.
+        verdict: "right"; "refused", an error that speaks of the release; "warned", a wrong result or another error,
+            after a warning of zamba_compat that names one of the scenario's groups; without such a warning, "failed"
+            for an error that says nothing of the release, and "silent" for a wrong result.
         detail: the error, or what is wrong.
         groups: those named by the error, or by the warnings.
     """
@@ -47,7 +47,8 @@ class Cell(NamedTuple):
 
 
 def named_groups(text: str) -> tuple[str, ...]:
-    return tuple(group for group in GROUPS if re.search(rf"\b{group}\b", text))
+    """The groups of adapters that a message speaks of: "group loading"."""
+    return tuple(group for group in GROUPS if re.search(rf"\bgroup {group}\b", text))
 
 
 class Died(Exception):
@@ -125,7 +126,7 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
 
 def is_refusal(error: BaseException) -> bool:
     """By name: without the import there is nothing to compare with."""
-    return any(kind.__name__ == "AdapterError" for kind in type(error).__mro__)
+    return bool({"AdapterError", "UnverifiedReleaseError"} & {kind.__name__ for kind in type(error).__mro__})
 
 
 def observed(name: str, heard: _Heard) -> Cell:
