@@ -158,7 +158,9 @@ def doctor() -> dict[str, Any]:
         status = main(["doctor", "--json"])
     report = json.loads(said.getvalue()) if status in (0, 1) else {}
     off = {a["name"]: a["reason"] for a in report.get("adapters", ()) if a["state"] not in FINE}
-    return {**{key: report.get(key) for key in ("ok", "verdict", "faults")}, "status": status, "off": off}
+    verdict = next((v for v in report.get("verdicts", ()) if v["library"] == "transformers"), {})
+    told = {"ok": report.get("ok"), "faults": report.get("faults"), "verdict": verdict.get("sentence", "")}
+    return {**told, "changed": verdict.get("changed", []), "status": status, "off": off}
 
 
 def run(task: dict[str, Any]) -> None:
