@@ -78,6 +78,7 @@ def placed(model: Any) -> list[Fault]:
     known: dict[int, set[str]] = {}
     for module in model.modules():
         hook = getattr(module, "_hf_hook", None)
+        one: Any
         for one in getattr(hook, "hooks", (hook,)):
             weights: Any = getattr(one, "weights_map", None)
             if not getattr(one, "offload", False) or not hasattr(weights, "dataset"):
