@@ -76,7 +76,7 @@ def details(rows: dict[str, Row]) -> str:
         for verdict, detail in texts:
             about = [cell.scenario for cell in cells if (cell.verdict, cell.detail) == (verdict, detail)]
             lines.append(f"  {verdict} ({', '.join(about)}): {detail}")
-        lines += [f"  warning: {message}" for message in doctor["warnings"]]
+        lines += [f"  warning: {message}" for message in dict.fromkeys(doctor["warnings"])]
     return "\n".join(lines)
 
 

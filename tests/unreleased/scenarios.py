@@ -185,7 +185,7 @@ SCENARIOS: dict[str, Scenario] = {
     "wrong slots": Scenario(loads("wrong-slots"), LOADING),
     "divergent": Scenario(divergent, LOADING),
     "embeddings untied": Scenario(untied_embeddings, LOADING),
-    "long context": Scenario(loads("hub", use_long_context=True), ("config", "numbers")),
+    "long context": Scenario(loads("hub", use_long_context=True), (*LOADING, "numbers")),
     "inner padding": Scenario(inner_padding, ("numbers",)),
     "decoding": Scenario(decoding, ("numbers",)),
     "saved": Scenario(saved, ("saving", *LOADING)),
