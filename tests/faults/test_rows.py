@@ -8,7 +8,6 @@ from faults.arena import Arena
 from faults.commands import COMMANDS, outcome
 from faults.rows import CASES, Case
 
-
 # A fault that a command cannot meet is no test of it; docs/faults.md has the reason.
 ROWS = [(case, command) for command in COMMANDS for case in CASES if case.expects[command].outcome != "n/a"]
 
