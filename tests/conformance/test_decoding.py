@@ -11,7 +11,7 @@ from torch import Tensor
 
 from conformance.helpers import Checkpoint, assert_close, load
 from conformance.helpers import case as make_case
-from conformance.mending import SCANS, builds
+from conformance.mending import LATER_SCANS, SCANS, builds
 from support import synthetic
 
 pytestmark = builds()
@@ -68,14 +68,14 @@ def test_several_tokens_after_a_cache(model: Any, case: synthetic.Case, prompt: 
         assert_close(third.logits, case.logits[:, prompt + more : prompt + more + 1])
 
 
-def continued(model: Any, ids: Tensor, cache: Any, past: int, mask: Tensor | None = None) -> Any:
+def continued(model: Any, ids: Tensor, cache: Any, past: int, mask: Tensor | None = None, **kwargs: Any) -> Any:
     positions = torch.arange(past, past + ids.shape[1])
     if mask is None:
         mask = torch.ones(ids.shape[0], past + ids.shape[1], dtype=torch.long)
     try:
-        return forward(model, ids, past_key_values=cache, cache_position=positions, attention_mask=mask)
+        return forward(model, ids, past_key_values=cache, cache_position=positions, attention_mask=mask, **kwargs)
     except TypeError:  # releases that count the tokens themselves
-        return forward(model, ids, past_key_values=cache, attention_mask=mask)
+        return forward(model, ids, past_key_values=cache, attention_mask=mask, **kwargs)
 
 
 @pytest.mark.mended_by(*SCANS)
@@ -100,6 +100,27 @@ def test_generate_with_and_without_cache(model: Any, case: synthetic.Case, beams
     ids = case.ids[:, :37]
     runs = [generate(model, ids, num_beams=beams, use_cache=use_cache) for use_cache in (True, False)]
     assert torch.equal(runs[0], runs[1])
+
+
+@pytest.mark.mended_by(*SCANS, *LATER_SCANS)
+@pytest.mark.parametrize("start", [1, 7, 30])
+def test_padding_between_tokens(model: Any, case: synthetic.Case, start: int) -> None:
+    """Packed turns of a chat, say: padding in the middle of one row changes neither row, nor the token after it."""
+    gap, last = 4, case.ids.shape[1] - 5
+    padded = torch.cat([case.ids[:, :start], torch.zeros(1, gap, dtype=torch.long), case.ids[:, start:last]], 1)
+    ids = torch.cat([padded, case.ids[:, : last + gap]])
+    mask = torch.ones_like(ids)
+    mask[0, start : start + gap] = 0
+    positions = mask.cumsum(-1) - 1
+    for use_cache in (False, True):
+        with torch.no_grad():
+            out = model(ids, attention_mask=mask, position_ids=positions, use_cache=use_cache)
+        assert_close(out.logits[0, mask[0].bool()], case.logits[0, :last])
+        assert_close(out.logits[1], case.logits[0, : last + gap])
+    following = torch.stack([case.ids[0, last : last + 1], case.ids[0, last + gap : last + gap + 1]])
+    whole = torch.cat([mask, torch.ones(2, 1, dtype=torch.long)], 1)
+    step = continued(model, following, out.past_key_values, ids.shape[1], whole, position_ids=positions[:, -1:] + 1)
+    assert_close(step.logits[:, 0], torch.stack([case.logits[0, last], case.logits[0, last + gap]]))
 
 
 @pytest.mark.parametrize("beams", [1, 3])

@@ -1,0 +1,91 @@
+"""Switch every adapter off by itself, and name those that no conformance test misses.
+
+    python tools/check_adapters.py                                the installed release
+    python tools/check_adapters.py --releases 4.57.6,5.16.1
+    python tools/check_adapters.py --adapters zamba2-tie-map
+
+A test says with `mended_by` or `relies_on` which adapters it needs (tests/conformance/mending.py). In every release in
+which an adapter applies, one of the tests that name it must fail while it is off.
+
+Exit status: 0 every adapter is missed, 1 one is not, 2 wrong usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import overlays
+from _matrix import runner
+
+ROOT = Path(__file__).resolve().parents[1]
+REPORTS = ROOT / "build" / "adapters"
+
+SPEED = (
+    "zamba2-folded-products", "zamba2-single-token", "zamba2-widened-products", "zamba2-tiled-products",
+    "zamba2-blocks-of-tokens", "zamba2-shared-token", "bitsandbytes-cpu-product",
+)  # fmt: skip
+"""What is right without them too, only slower."""
+
+ELSEWHERE = {
+    "zamba2-absent": "releases without Zamba2, tests/patches/transformers/test_release.py",
+    "zamba2-newer-release": "releases newer than the adapters",
+    "bitsandbytes-too-old-for-a-cpu": "old releases of bitsandbytes, tests/patches",
+    "mergekit-base-decides": "tests/patches/mergekit",
+    "mergekit-one-parent-only": "tests/patches/mergekit",
+    "mergekit-optional-t": "tests/patches/mergekit",
+    "mergekit-shared-blocks": "tests/patches/mergekit",
+}
+"""What the conformance suite cannot show, and where it is."""
+
+
+def check(release: str, adapters: str | None, search: bool) -> list[str]:
+    """Say who notices what in a release; returns the adapters that nobody notices.
+
+    Raises:
+        overlays.OverlayError: the release cannot be set up.
+        subprocess.CalledProcessError: pytest itself failed; its log is next to the results.
+    """
+    plan = runner.Plan("import", ROOT / "tests" / "conformance", ROOT, REPORTS)
+    REPORTS.mkdir(parents=True, exist_ok=True)
+    out, log = REPORTS / f"{release}.json", plan.log(release)
+    command = [
+        sys.executable, "-m", "pytest", str(plan.suite), "-q", "-p", "no:cacheprovider", "-p", "_matrix.switched_off",
+        "-p", "_matrix.recorder", "--expect-transformers", release, "--switch-off", str(out),
+        *(["--adapters", adapters] if adapters else []), *(["--search"] if search else []),
+    ]  # fmt: skip
+    env = runner.environment(plan, overlays.overlay(release))
+    with log.open("wb") as file:
+        subprocess.run(command, cwd=ROOT, env=env, stdin=subprocess.DEVNULL, stdout=file, stderr=file, check=True)
+    missed_by_none = []
+    for name, what in json.loads(out.read_text(encoding="utf-8")).items():
+        exempt = "speed" if name in SPEED else ELSEWHERE.get(name)
+        print(f"  {name:<38} {what['tests']:>3} tests  {what['noticed_by'] or exempt or 'NOBODY NOTICES'}")
+        if what["noticed_by"] is None and exempt is None:
+            missed_by_none.append(name)
+    return missed_by_none
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--releases", metavar="LIST", default=version("transformers"), help="separated by commas")
+    parser.add_argument("--adapters", metavar="LIST", help="these only, separated by commas")
+    parser.add_argument("--search", action="store_true", help="run every test for an adapter that no test names")
+    options = parser.parse_args(arguments)
+    holes = {}
+    for release in options.releases.split(","):
+        print(f"transformers {release}", flush=True)
+        holes[release] = check(release, options.adapters, options.search)
+    for release, names in holes.items():
+        if names:
+            print(f"transformers {release}: nobody notices that {', '.join(names)} is off")
+    return 1 if any(holes.values()) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
