@@ -56,9 +56,8 @@ def test_an_adapter_that_is_continued_says_by_which() -> None:
     continued = [(a, known[a.ends.removeprefix("continued by ")]) for a in ADAPTERS if "continued" in (a.ends or "")]
     assert continued
     for before, after in continued:
-        last, first = before.pins[0].specifiers[-1], after.pins[0].specifiers[0]
-        assert (last[0], first[0]) == ("<", ">=")
-        assert Version(last[1]) == Version(first[1]), f"{before.name} ends elsewhere than {after.name} begins"
+        assert before.fixed is not None
+        assert Version(before.fixed) == Version(after.since), f"{before.name} ends elsewhere than {after.name} begins"
 
 
 def _owners() -> dict[str, object]:
