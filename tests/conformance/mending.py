@@ -31,9 +31,7 @@ Params = Mapping[str, Any]
 LISTING = """
 import json
 from zamba_compat.patches import ADAPTERS
-def fixed(a):
-    return None if a.ends is None else [v for op, v in a.pins[0].specifiers if op == "<"][0]
-print(json.dumps([[a.name, a.library, a.pins[0].specifiers[0][1], fixed(a)] for a in ADAPTERS]))
+print(json.dumps([[a.name, a.library, a.since, a.fixed, a.group] for a in ADAPTERS]))
 """
 
 
@@ -43,6 +41,7 @@ class Bounds(NamedTuple):
     library: str
     since: str
     fixed: str | None
+    group: str = ""
 
     def hold(self, release: str) -> bool:
         here = Version(release)
@@ -85,7 +84,7 @@ def adapters_of(item: pytest.Item, release: str, marker: str = "mended_by") -> I
 
 def applies(own: Bounds, release: str, since: str = "0", fixed: str | None = None) -> bool:
     here = release if own.library == "transformers" else installed(own.library)
-    return here is not None and own.hold(here) and Bounds(own.library, since, fixed).hold(release)
+    return here is not None and own.hold(here) and Bounds("transformers", since, fixed).hold(release)
 
 
 # Adapters by what they mend, in the order of the releases they are for.
@@ -96,7 +95,6 @@ SCANS = (  # before 5.15: the state is lost after chunk_size tokens, and after a
     "zamba2-plain-scan-numbered-states",
 )
 LATER_SCANS = ("zamba2-plain-scan-hidden-parameters", "zamba2-plain-scan")  # limits of dt, padding between tokens
-SKIPPED = {"4bit": "shared-skipped-4bit", "8bit": "shared-skipped-8bit"}
 
 
 def pattern(params: Params) -> str:

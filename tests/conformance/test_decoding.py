@@ -151,6 +151,13 @@ def test_generate_goes_on_from_a_cache(model: Any, case: synthetic.Case) -> None
     assert torch.equal(with_cache, generate(model, turn))
 
 
+@pytest.mark.mended_by("zamba2-hybrid-cache-reset")
+def test_a_cache_that_is_reset_has_no_past(model: Any, case: synthetic.Case) -> None:
+    cache = forward(model, case.ids[:, 20:29]).past_key_values
+    cache.reset()
+    assert_close(forward(model, case.ids[:, :9], past_key_values=cache).logits, case.logits[:, :9])
+
+
 @pytest.mark.mended_by("zamba2-embeddings-generation")
 def test_generate_from_embeddings(model: Any, case: synthetic.Case) -> None:
     ids = case.ids[:, :20]

@@ -14,6 +14,7 @@ from torch import Tensor
 from conformance.helpers import Checkpoint, load, logits, relative, shared_storages
 from conformance.helpers import case as full_case
 from conformance.mending import builds
+from conformance.test_saving import stored_names
 from support import synthetic
 
 pytestmark = builds()
@@ -75,6 +76,7 @@ def test_positions_of_a_block_on_cpu_and_disk(
     assert_same(model, case, pattern)
 
 
+@pytest.mark.relies_on("zamba2-device-map-one-place", when=lambda p: p["places"] == "everything")
 # Where all is on the disk, 5.x needs no help.
 @pytest.mark.mended_by("zamba2-device-map", when=lambda p: p["places"] != "everything")
 @pytest.mark.mended_by("zamba2-device-map", fixed="5.0")
@@ -167,12 +169,11 @@ def test_an_offloaded_block_is_read_once_per_use(checkpoint: Checkpoint, monkeyp
     assert reads["self_attn.q_proj.weight"] == len(case.config["hybrid_layer_ids"])
 
 
+@pytest.mark.relies_on("zamba2-offloaded-save")
 @pytest.mark.mended_by("zamba2-device-map", when=lambda p: p["places"] == "a block")
 @pytest.mark.mended_by("zamba2-device-map", fixed="5.0")
 @pytest.mark.parametrize(("places", "dtype"), [("everything", "float32"), ("a block", "float16"), ("auto", "float32")])
 def test_saving(places: str, dtype: str, tmp_path: Path, checkpoint: Checkpoint) -> None:
-    from conformance.test_saving import stored_names
-
     case = make_case()
     first = case.config["hybrid_layer_ids"][0]
     options: dict[str, Any] = {
@@ -181,11 +182,15 @@ def test_saving(places: str, dtype: str, tmp_path: Path, checkpoint: Checkpoint)
         "auto": {"device_map": "auto", "max_memory": {"cpu": 600_000}},
     }[places]
     model = load(checkpoint("7B"), torch_dtype=getattr(torch, dtype), **options)
-    model.save_pretrained(tmp_path / "b", max_shard_size="500KB")
-    assert stored_names(tmp_path / "b") == sorted(case.state)
-    again = load(tmp_path / "b", torch_dtype=getattr(torch, dtype)).state_dict()
+    assert_saved(model, case, tmp_path, getattr(torch, dtype))
+
+
+def assert_saved(model: Any, case: synthetic.Case, directory: Path, dtype: torch.dtype = torch.float32) -> None:
+    model.save_pretrained(directory, max_shard_size="500KB")
+    assert stored_names(directory) == sorted(case.state)
+    again = load(directory, torch_dtype=dtype).state_dict()
     for name, tensor in case.state.items():
-        assert torch.equal(again[name], tensor.to(getattr(torch, dtype))), name
+        assert torch.equal(again[name], tensor.to(dtype)), name
     logits(model, case.ids)  # the hooks are as they were
 
 
@@ -209,9 +214,10 @@ def several_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.mended_by("zamba2-device-map")
+@pytest.mark.relies_on("zamba2-device-map-hooks", "zamba2-device-map-hooks-4x", "zamba2-offloaded-save")
 @pytest.mark.usefixtures("several_cpus")
 @pytest.mark.parametrize("places", [("cpu:1", "cpu:2"), ("cpu:1", "cpu"), ("cpu", "disk", "cpu:1")])
-def test_several_devices(places: tuple[str, ...], checkpoint: Checkpoint, assert_same: Same) -> None:
+def test_several_devices(places: tuple[str, ...], tmp_path: Path, checkpoint: Checkpoint, assert_same: Same) -> None:
     """Beside another device "cpu" is offloaded too: kept there, and moved in for each use."""
     case = make_case()
     device_map = by_layer(case.config, lambda i: places[i % len(places)]) | dict.fromkeys(REST, "cpu:1")
@@ -223,6 +229,7 @@ def test_several_devices(places: tuple[str, ...], checkpoint: Checkpoint, assert
     offloaded = {"disk", "cpu"} & set(places)
     assert_places(model, case, lambda layer: places[layer % len(places)] in offloaded)
     assert_same(model, case)
+    assert_saved(model, case, tmp_path)
 
 
 def place_of(device_map: dict[str, str], name: str) -> str:

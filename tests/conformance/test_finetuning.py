@@ -183,6 +183,7 @@ def test_gradient_of_a_block_is_the_sum_over_its_positions(method: str | None, f
         assert_close(parameter.grad, sum(uses), 1e-5)
 
 
+@pytest.mark.relies_on("peft-tied-merge", "peft-tied-merge-lora")
 @pytest.mark.parametrize(
     ("form", "by"), [("block", "merge_and_unload"), ("position", "merge_and_unload"), ("position", "merge_adapter")]
 )
@@ -208,6 +209,7 @@ def test_an_adapter_of_one_position_is_merged_there_alone(fresh: Fresh) -> None:
     assert_close(logits(model.merge_and_unload(), IDS), wanted.double(), 1e-5)
 
 
+@pytest.mark.relies_on("peft-mamba-targets")
 @pytest.mark.parametrize("targets", [["out_proj"], ["q_proj", "conv1d"], r".*\.out_proj", "all-linear"])
 def test_what_the_kernels_read_is_refused(targets: Any, fresh: Fresh) -> None:
     with pytest.raises(ValueError, match="fused Mamba kernels"):

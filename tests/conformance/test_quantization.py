@@ -74,6 +74,8 @@ def assert_same_weights(model: Any, other: Any, state: synthetic.State) -> None:
 
 @pytest.mark.mended_by(*SCANS)
 @pytest.mark.mended_by("shared-skipped-4bit", "shared-skipped-8bit", when=lambda p: p["pattern"] != "single-use")
+@pytest.mark.relies_on("zamba2-saved-once", "bitsandbytes-cpu-packing", when=lambda p: p["method"] != "int8")
+@pytest.mark.relies_on("quant-state-per-module", when=lambda p: p["method"] == "int8")
 @pytest.mark.parametrize(("pattern", "layout", "method"), CASES)
 def test_quantized_once(pattern: str, layout: str, method: str, tmp_path: Path, checkpoint: Checkpoint) -> None:
     case = make_case(pattern, length=41)
@@ -105,6 +107,7 @@ def test_quantized_once(pattern: str, layout: str, method: str, tmp_path: Path, 
         assert held_bytes(used) == pytest.approx(floor + kernel_bytes(used), rel=0.01)
 
 
+@pytest.mark.relies_on("zamba2-saved-again")
 @SHARED
 @pytest.mark.parametrize(("layout", "method"), PRE_QUANTIZED)
 def test_pre_quantized(method: str, layout: str, tmp_path: Path) -> None:
@@ -216,6 +219,15 @@ def test_16_bit_models(dtype: str, tolerance: float, method: str, checkpoint: Ch
     assert any(is_packed(module) for module in model.modules()) == packs
 
 
+@pytest.mark.mended_by("bitsandbytes-storage-cast")
+@pytest.mark.parametrize("storage", ["bfloat16", "float32"])
+def test_a_cast_leaves_quantized_weights_alone(storage: str, checkpoint: Checkpoint) -> None:
+    model = quantize_on_load(checkpoint("7B"), "nf4", bnb_4bit_quant_storage=storage)
+    before = {name: dequantized(module) for name, module in linears(model).items() if is_quantized(module)}
+    model.model.layers.half()
+    assert before and all(torch.equal(dequantized(linears(model)[name]), weight) for name, weight in before.items())
+
+
 @pytest.mark.ours
 @pytest.mark.parametrize("method", ["nf4", "int8"])
 @pytest.mark.parametrize("quantized_before", [False, True])
@@ -267,6 +279,7 @@ def test_int8_with_rounded_activations(checkpoint: Checkpoint) -> None:
     assert_close(logits(model, case.ids), synthetic.forward(effective, case.config, case.ids), 0.1)
 
 
+@pytest.mark.relies_on("zamba-saved-once", "zamba-saved-again")
 @SHARED
 @pytest.mark.parametrize("method", ["nf4", "int8"])
 def test_zamba(method: str, tmp_path: Path) -> None:
@@ -282,6 +295,8 @@ def test_zamba(method: str, tmp_path: Path) -> None:
     again = load(tmp_path / "b", torch_dtype=torch.float32)
     assert torch.equal(logits(again, case.ids), wanted)
     assert held_bytes(again) == held
+    again.save_pretrained(tmp_path / "c")
+    assert stored(tmp_path / "b").keys() == stored(tmp_path / "c").keys() == quantized_state(case.state, method).keys()
 
 
 @SHARED

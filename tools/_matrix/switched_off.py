@@ -36,15 +36,17 @@ def pytest_runtestloop(session: pytest.Session) -> bool | None:
     path = session.config.getoption("--switch-off")
     if path is None:
         return None
+    from conformance.mending import bounds
+
     named = tests_by_adapter(session.items)
     chosen = session.config.getoption("--adapters")
     session.config._tmp_path_factory.getbasetemp()  # type: ignore[attr-defined]  # one for all processes
-    found = {}
+    found, groups = {}, {name: own.group for name, own in bounds().items()}
     for name, items in named.items():
         if chosen is None or name in chosen.split(","):
             search = session.config.getoption("--search") and not items
             missed = first_failure(name, session.items if search else items)
-            found[name] = {"tests": len(items), "noticed_by": missed}
+            found[name] = {"tests": len(items), "noticed_by": missed, "group": groups[name]}
             print(f"\n{name}: {missed or 'nobody notices'}", file=sys.__stderr__, flush=True)
     Path(path).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return True
@@ -99,11 +101,7 @@ def run(items: Sequence[pytest.Item], progress: int) -> bool:
 
 
 def switch_off(name: str) -> None:
-    from zamba_compat.patches import ADAPTERS
-
     import zamba_compat
-    from zamba_compat.adapters import Registry
 
-    zamba_compat.uninstall()
-    zamba_compat._registry = Registry(tuple(adapter for adapter in ADAPTERS if adapter.name != name))
-    zamba_compat.install()
+    os.environ["ZAMBA_COMPAT_DISABLE"] = name  # for the processes that a test starts
+    zamba_compat.configure(disable=name)
