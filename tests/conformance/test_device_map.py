@@ -76,7 +76,7 @@ def test_positions_of_a_block_on_cpu_and_disk(
     assert_same(model, case, pattern)
 
 
-@pytest.mark.relies_on("zamba2-device-map-one-place", when=lambda p: p["places"] == "everything")
+@pytest.mark.relies_on("zamba2-device-map-one-place", when=lambda p: p["places"] == "everything", fixed="5.13")
 # Where all is on the disk, 5.x needs no help.
 @pytest.mark.mended_by("zamba2-device-map", when=lambda p: p["places"] != "everything")
 @pytest.mark.mended_by("zamba2-device-map", fixed="5.0")
@@ -250,6 +250,7 @@ def test_divergent_copies(choice: str, tmp_path: Path, monkeypatch: pytest.Monke
     assert torch.equal(logits(model, case.ids), logits(load(directory), case.ids))
 
 
+@pytest.mark.relies_on("zamba2-offloaded-save")
 @pytest.mark.ours
 def test_refusals(checkpoint: Checkpoint) -> None:
     from zamba_compat.errors import ZambaCompatError

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 
 from conformance.helpers import (
     LENGTHS,
@@ -45,7 +48,7 @@ def test_logits_and_sharing(pattern: str, layout: str, checkpoint: Checkpoint) -
     assert sum(p.numel() for p in model.parameters()) == distinct_parameters(model)
 
 
-@pytest.mark.mended_by(*SCANS, *LATER_SCANS, "zamba2-time-step-limit")
+@pytest.mark.mended_by(*SCANS, *LATER_SCANS)
 @pytest.mark.parametrize("pattern", synthetic.PUBLISHED)
 def test_time_steps_are_not_limited(pattern: str, checkpoint: Checkpoint) -> None:
     """time_step_min draws the initial dt_bias; the models were trained without a lower limit of dt."""
@@ -54,7 +57,23 @@ def test_time_steps_are_not_limited(pattern: str, checkpoint: Checkpoint) -> Non
     assert_close(logits(model, case.ids), case.logits)
 
 
-@pytest.mark.mended_by(*SCANS, *LATER_SCANS, "zamba2-time-step-limit")
+@pytest.mark.skipif(Version(version("transformers")) < Version("5.15"), reason="no cache records its past")
+@pytest.mark.mended_by("zamba2-time-step-limit")
+def test_time_steps_of_a_cache_that_records_its_past(checkpoint: Checkpoint) -> None:
+    """There the release computes, as it does on other devices."""
+    case = make_case("7B", time_step_min=0.001)
+    model = load(checkpoint("7B", time_step_min=0.001))
+    cache = transformers.DynamicCache(config=model.config)
+    for layer in cache.layers:
+        if hasattr(layer, "activate_past_recording"):
+            layer.activate_past_recording()
+    assert any(getattr(layer, "record_past", False) for layer in cache.layers)
+    with torch.no_grad():
+        out = model(case.ids, past_key_values=cache, use_cache=True)
+    assert_close(out.logits, case.logits)
+
+
+@pytest.mark.mended_by(*SCANS, *LATER_SCANS)
 def test_a_time_step_limit_is_applied(tmp_path: Path) -> None:
     case = make_case("7B", time_step_limit=(0.002, 0.03))
     assert relative(case.logits, make_case("7B").logits) > 1e-3

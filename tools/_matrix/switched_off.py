@@ -36,7 +36,7 @@ def pytest_runtestloop(session: pytest.Session) -> bool | None:
     path = session.config.getoption("--switch-off")
     if path is None:
         return None
-    from conformance.mending import bounds
+    from conformance.mending import bounds  # type: ignore[import-not-found]
 
     named = tests_by_adapter(session.items)
     chosen = session.config.getoption("--adapters")
