@@ -49,7 +49,7 @@ matrix-ci: $(READY) ## conformance under the releases that CI runs
 matrix-stock: $(READY) ## what every release gets wrong without the import: what an adapter mends must fail
 	$(MATRIX) --stock --keep-going --json docs/support.json
 
-support-table: $(READY) ## make the README's table from docs/support.json and the adapters' pins
+support-table: $(READY) ## make the README's table from docs/support.json and the adapters' bounds
 	$(PY) tools/matrix.py --no-run --write-readme
 
 bench: $(READY) ## every tools/bench*.py
