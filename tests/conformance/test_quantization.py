@@ -260,7 +260,7 @@ def test_a_copy_of_the_model_computes_the_same(method: str, checkpoint: Checkpoi
 
 
 @PACKED
-@pytest.mark.mended_by("quant-state-per-module", when=lambda p: p["method"] == "int8", fixed="5.0")
+@pytest.mark.mended_by(*SCANS, when=lambda p: p["method"] == "int8")  # with nf4 the tokens are right by chance
 @pytest.mark.parametrize("method", ["nf4", "int8"])
 def test_generate_with_and_without_cache(method: str, checkpoint: Checkpoint) -> None:
     case = make_case("7B")
