@@ -187,6 +187,7 @@ def test_a_skipped_shared_linear_is_skipped_at_every_position(layer: int, checkp
 @pytest.mark.mended_by(*SCANS)
 @pytest.mark.mended_by("shared-skipped-4bit", when=lambda p: p["storage"] != "float32")
 @PACKED
+@pytest.mark.relies_on("packed-weight-cast", "packed-weight-cast-449")
 @pytest.mark.parametrize(
     ("storage", "method"),
     [("uint8", "nf4-double"), ("float16", "fp4"), ("bfloat16", "nf4-double"), ("float32", "fp4")],

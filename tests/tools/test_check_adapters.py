@@ -39,6 +39,13 @@ def test_one_that_nobody_misses_is_named(
     assert capsys.readouterr().out.splitlines()[-1].endswith("nobody notices that hole is off")
 
 
+def test_what_need_not_be_missed() -> None:
+    assert check_adapters.reason("zamba2-tie-map", "tying", "5.23.0") is None
+    assert check_adapters.reason("any", "speed", "5.23.0")
+    assert check_adapters.reason("quant-state-per-module", "quantization", "4.57.6")
+    assert check_adapters.reason("quant-state-per-module", "quantization", "5.0.0") is None
+
+
 # From markers and bounds to what is expected
 
 
