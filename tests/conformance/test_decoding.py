@@ -154,6 +154,8 @@ def test_generate_goes_on_from_a_cache(model: Any, case: synthetic.Case) -> None
 @pytest.mark.mended_by("zamba2-hybrid-cache-reset")
 def test_a_cache_that_is_reset_has_no_past(model: Any, case: synthetic.Case) -> None:
     cache = forward(model, case.ids[:, 20:29]).past_key_values
+    if type(cache).__name__ != "Zamba2HybridDynamicCache":
+        pytest.skip("a cache of all models: until 5.14 it keeps its length when it is reset")
     cache.reset()
     assert_close(forward(model, case.ids[:, :9], past_key_values=cache).logits, case.logits[:, :9])
 
