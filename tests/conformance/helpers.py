@@ -113,6 +113,19 @@ def logits(model: Any, ids: Tensor, **kwargs: Any) -> Tensor:
     return model(ids, use_cache=False, **kwargs).logits
 
 
+@torch.no_grad()
+def cached_logits(model: Any, ids: Tensor) -> Tensor:
+    """The same, the last token after a cache of the others."""
+    first = model(ids[:, :-1], use_cache=True)
+    mask, position = torch.ones_like(ids), torch.tensor([ids.shape[1] - 1])
+    more: dict[str, Any] = {"past_key_values": first.past_key_values, "use_cache": True, "attention_mask": mask}
+    try:
+        second = model(ids[:, -1:], cache_position=position, **more)
+    except TypeError:  # releases that count the tokens themselves
+        second = model(ids[:, -1:], **more)
+    return torch.cat([first.logits, second.logits], 1)
+
+
 def shared_storages(model: nn.Module) -> dict[str, set[int]]:
     """For every suffix below shared_transformer that belongs to a block, the storages found at all layers."""
     found: dict[str, set[int]] = {}

@@ -15,6 +15,7 @@ from conformance.helpers import (
     LENGTHS,
     Checkpoint,
     assert_close,
+    cached_logits,
     distinct_parameters,
     lay_out,
     load,
@@ -172,8 +173,9 @@ def test_config_dialects(words: str, tmp_path: Path) -> None:
             "linear_attention" if kind == "mamba" else kind for kind in config["layers_block_type"]
         ]
         config["rope_parameters"] = {"rope_type": "default", "rope_theta": config.pop("rope_theta")}
-    directory = synthetic.write_checkpoint(tmp_path / "model", case.state, config)
-    assert_close(logits(load(directory), case.ids), case.logits)
+    model = load(synthetic.write_checkpoint(tmp_path / "model", case.state, config))
+    assert_close(logits(model, case.ids), case.logits)
+    assert_close(cached_logits(model, case.ids), case.logits)  # the cache is made by the same words
 
 
 @pytest.mark.ours
