@@ -19,6 +19,9 @@ pytestmark = builds()
 # Before 4.52 they are repeated in the wrong order.
 TWO_GROUPS = pytest.mark.mended_by("zamba2-plain-scan-hybrid-cache", when=lambda p: p["pattern"] == "7B", fixed="4.52")
 
+BEAMS = pytest.mark.parametrize(  # what is done with beams does not depend on the pattern
+    ("pattern", "beams"), [("1.2B", 1), ("2.7B", 1), ("7B", 1), ("7B", 3)], indirect=["pattern"]
+)
 PROMPTS = (3, 16, 37)  # below, at and beyond chunk_size 16
 
 
@@ -95,7 +98,7 @@ def test_left_padding(model: Any, case: synthetic.Case, length: int) -> None:
 # Stock chooses the same wrong tokens either way, but for these.
 @pytest.mark.mended_by(*SCANS, when=lambda p: p["beams"] == 1 and p["pattern"] in ("1.2B", "2.7B"))
 @TWO_GROUPS
-@pytest.mark.parametrize("beams", [1, 3])
+@BEAMS
 def test_generate_with_and_without_cache(model: Any, case: synthetic.Case, beams: int) -> None:
     ids = case.ids[:, :37]
     runs = [generate(model, ids, num_beams=beams, use_cache=use_cache) for use_cache in (True, False)]
@@ -123,7 +126,7 @@ def test_padding_between_tokens(model: Any, case: synthetic.Case, start: int) ->
     assert_close(step.logits[:, 0], torch.stack([case.logits[0, last], case.logits[0, last + gap]]))
 
 
-@pytest.mark.parametrize("beams", [1, 3])
+@BEAMS
 def test_generate_in_a_left_padded_batch(model: Any, case: synthetic.Case, beams: int) -> None:
     lengths = (5, 37)
     single = [generate(model, case.ids[:, :n], num_beams=beams)[:, n:] for n in lengths]
