@@ -28,9 +28,7 @@ def told(cells: list[Cell]) -> str:
     return "\n".join(f"{cell.scenario}: {cell.verdict}: {cell.detail}" for cell in cells)
 
 
-@pytest.mark.parametrize(
-    "variant", [pytest.param(v, marks=() if v in BRIEF else pytest.mark.slow) for v in VARIANTS]
-)
+@pytest.mark.parametrize("variant", [pytest.param(v, marks=() if v in BRIEF else pytest.mark.slow) for v in VARIANTS])
 def test_nothing_is_silent(variant: str, judge: Judge, tmp_path: Path) -> None:
     cells, doctor = judge(invented.make(variant, tmp_path / "release"))
     assert not (silent := [cell for cell in cells if cell.verdict == "silent"]), told(silent)
