@@ -9,8 +9,7 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 SOURCES = (
-    "attention", "chunks", "kernels", "packed", "quantized", "quantized512", "rows", "scan", "tiles", "token",
-    "unpacked",
+    "attention", "chunks", "kernels", "quantized", "quantized512", "rows", "scan", "tiles", "token", "unpacked",
 )  # fmt: skip
 HEADERS = ("avx2", "bfloat16", "chunk", "export", "lanes", "quantized", "rows", "scan", "team", "tiles")
 

@@ -108,10 +108,8 @@ def product(module: Any, x: Tensor, out: Tensor) -> Tensor:
     """What a plain linear layer makes of x [rows, in_features], in `out` [rows, out_features]."""
     if widened.gains(x.dtype, x.device.type, len(x)):
         widened.product(x, module.weight, module.bias, out=out)
-    elif tiled.product(x, module.weight, module.bias, out) is not None:
+    elif tiled.product(x, module.weight, module.bias, out) is not None or (len(x) == 1 and one_row.product(x, module.weight, module.bias, out) is not None):
         return out
-    elif module.bias is None and one_row.has_tiles() and one_row.gains(module.weight, len(x)):
-        torch.mv(module.weight, x[0], out=out[0])
     elif module.bias is None:
         torch.mm(x, module.weight.T, out=out)
     else:
