@@ -48,12 +48,13 @@ def is_bfloat16(model: Any) -> bool:
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, out: Tensor | None = None) -> Tensor | None:
     """x @ weight.T, summed in float32 and rounded once; None where it has to be PyTorch's own.
 
-    x: [1, in_features]. weight: [out_features, in_features]. bias: None. out: [1, out_features].
+    x: [1, in_features], else there is None. weight: [out_features, in_features]. bias: None. out: [1, out_features].
     """
     with torch._C.DisableTorchFunction():  # each of PyTorch's functions would ask whether it is another here
         found = native.loop()
         if (
             found is None
+            or len(x) != 1
             or bias is not None  # PyTorch adds it before the sum is rounded
             or not all(type(each) in PLAIN for each in (x, weight))
             or x.dtype != torch.bfloat16
