@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from zamba_compat.adapters import Adapter
+from zamba_compat.adapters import CACHE, Adapter
 
 
 def forward(original: Any) -> Any:
@@ -21,8 +21,7 @@ def forward(original: Any) -> Any:
     def forward(
         self: Any, hidden_states: Any, original_hidden_states: Any, layer_idx: Any, *args: Any, **kwargs: Any
     ) -> Any:
-        names = ("cache", "past_key_values", "past_key_value")
-        cache = next((kwargs[name] for name in names if kwargs.get(name) is not None), None)
+        cache = next((kwargs[name] for name in CACHE.names if name in kwargs), None)
         with within(hidden_states, cache):
             return original(self, hidden_states, original_hidden_states, layer_idx, *args, **kwargs)
 
@@ -31,10 +30,11 @@ def forward(original: Any) -> Any:
 
 ADAPTER = Adapter(
     name="zamba2-shared-token",
-    requires="transformers>=4.49,<5.24",
+    library="transformers",
+    since="4.49",
+    group="speed",
     target="transformers.models.zamba2.modeling_zamba2:Zamba2AttentionDecoderLayer.forward",
     replace=forward,
     signature=("self", "hidden_states", "original_hidden_states", "layer_idx", ...),
     upstream="none known",
-    ends=None,
 )
