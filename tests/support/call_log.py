@@ -6,6 +6,7 @@ Imports nothing of the package.
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -47,10 +48,13 @@ def told(values: Any) -> list[Any]:
 
 
 def names(model: Any, only: str | None) -> Iterator[tuple[str, nn.Module]]:
-    """The modules that are watched: all below a layer, or those whose names end with `only`."""
+    """The modules that are watched: all below a layer, or those whose names end with `only`.
+
+    A shared block's have no layer in their names: releases differ in whether each position has modules of its own.
+    """
     for name, module in model.named_modules():
         if name.startswith("model.layers.") and name.count(".") > 2 and (only is None or name.endswith(only)):
-            yield name, module
+            yield re.sub(r"\d+\.shared_transformer", "shared_transformer", name), module
 
 
 @contextmanager
