@@ -2,9 +2,9 @@
 
 python tools/bench_other_models.py [--kinds nf4 fp4] [--tokens 1 4 16 128] [--threads 1 2] [--rounds 7]
 
-Two processes, one with the import, hold the same model and take turns forward by forward, so that drift hits both alike.
-Prints medians of both and of the ratios of each turn: 1.00 is as fast, more is slower with the import. Differing logits
-are said, and the exit status is 1 then.
+Two processes, one with the import, hold the same model and take turns forward by forward: drift hits both alike.
+Prints medians of both and of the ratios of each turn: 1.00 is as fast, more is slower with the import. Where logits
+differ, that is said, and the exit status is 1.
 """
 
 from __future__ import annotations

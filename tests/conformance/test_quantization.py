@@ -21,6 +21,7 @@ from conformance.quantization import (
     bnb_config,
     dequantized,
     effective_state,
+    has_kernel,
     is_packed,
     is_quantized,
     linears,
