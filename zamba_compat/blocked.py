@@ -90,9 +90,17 @@ def in_blocks(length: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 def is_unwatched(module: nn.Module) -> bool:
     """Whether nobody sees a module being called: no hook of any kind, no forward of the instance's own."""
-    return not (
-        "forward" in vars(module)  # accelerate's hooks, too
-        or module._forward_hooks
+    return "forward" not in vars(module) and not _has_hooks(module)  # accelerate's hooks put a forward there, too
+
+
+def is_only_placed(module: nn.Module) -> bool:
+    """Whether nothing but accelerate's placement sees a module being called; its weight is brought in by the caller."""
+    return type(getattr(module, "_hf_hook", None)).__name__ == "AlignDevicesHook" and not _has_hooks(module)
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(
+        module._forward_hooks
         or module._forward_pre_hooks
         or module._backward_hooks
         or module._backward_pre_hooks

@@ -105,7 +105,7 @@ def _mix(
             return found
     projected = project(mixer.in_proj, hidden_states, "in_proj")
     if token is not None:
-        with mixer_modules.loaded(mixer.conv1d):
+        with mixer_modules.loaded(mixer.conv1d), mixer_modules.loaded(mixer.norm):
             found = mixer_token.between(mixer, projected, **token)
     if found is not None:
         y, conv_state, ssm_state = found
@@ -188,24 +188,25 @@ def _without_gradients(
         if ssm_state is given and not (overwrite and inference.can_overwrite(given)):
             ssm_state = given.clone()
     weights = inference.Weights(weight[:, 0], bias, a, d)
-    found = mixer_sequence.run(mixer, weights, xbc, gate, dt, earlier=earlier, state=ssm_state, out=out)
-    if found is not None:
-        return conv_state, found
-    silu = isinstance(mixer.act, torch.nn.SiLU)
-    ssm_state = inference.run(
-        weights,
-        xbc,
-        gate,
-        dt,
-        groups=mixer.n_groups,
-        head_dim=mixer.intermediate_size // mixer.num_heads,
-        act=partial(F.silu, inplace=True) if silu else partial(mixer_modules.activated, mixer),
-        finish=inference.gated_norm(mixer.norm),
-        earlier=earlier,
-        state=ssm_state,
-        out=out,
-        chunk_size=min(mixer.chunk_size, MAX_CHUNK),
-    )
+    with mixer_modules.loaded(mixer.norm):
+        found = mixer_sequence.run(mixer, weights, xbc, gate, dt, earlier=earlier, state=ssm_state, out=out)
+        if found is not None:
+            return conv_state, found
+        silu = isinstance(mixer.act, torch.nn.SiLU)
+        ssm_state = inference.run(
+            weights,
+            xbc,
+            gate,
+            dt,
+            groups=mixer.n_groups,
+            head_dim=mixer.intermediate_size // mixer.num_heads,
+            act=partial(F.silu, inplace=True) if silu else partial(mixer_modules.activated, mixer),
+            finish=inference.gated_norm(mixer.norm),
+            earlier=earlier,
+            state=ssm_state,
+            out=out,
+            chunk_size=min(mixer.chunk_size, MAX_CHUNK),
+        )
     return conv_state, ssm_state
 
 

@@ -15,7 +15,7 @@ import torch  # noqa: TID253
 import torch.nn.functional as F  # noqa: TID253
 from torch import Tensor  # noqa: TID253
 
-from .blocked import is_unwatched
+from .blocked import is_only_placed, is_unwatched
 from .buffers import buffers
 
 Finish = Callable[[Tensor, Tensor, Tensor], None]
@@ -218,4 +218,4 @@ def gated_norm(norm: Any) -> Finish:
 
 
 def is_plain_norm(norm: Any) -> bool:
-    return type(norm).__name__ == "Zamba2RMSNormGated" and is_unwatched(norm)
+    return type(norm).__name__ == "Zamba2RMSNormGated" and (is_unwatched(norm) or is_only_placed(norm))

@@ -14,7 +14,7 @@ import torch  # noqa: TID253
 import torch.nn.functional as F  # noqa: TID253
 from torch import Tensor, nn  # noqa: TID253
 
-from .blocked import is_unwatched
+from .blocked import is_only_placed, is_unwatched
 from .recurrence import MAX_CHUNK, causal_conv, last_inputs, scan, step, take
 
 
@@ -57,7 +57,7 @@ def is_watched(mixer: Any, calls: Calls) -> bool:
 def _seen(module: Any) -> bool:
     """A module, or one within it, as a wrapper's."""
     return isinstance(module, nn.Module) and (
-        not is_unwatched(module) or any(_seen(part) for part in module._modules.values())
+        not (is_unwatched(module) or is_only_placed(module)) or any(_seen(part) for part in module._modules.values())
     )
 
 
