@@ -26,6 +26,7 @@ from .transformers import (
     device_map_aliases,
     embeddings_generation,
     folded_products,
+    four_bit_products,
     hybrid_cache_reset,
     long_context,
     offloaded_save,
@@ -90,6 +91,7 @@ ADAPTERS: tuple[Adapter, ...] = (
     hybrid_cache_reset.ADAPTER,
     embeddings_generation.ADAPTER,
     # Speed.
+    *four_bit_products.ADAPTERS,
     folded_products.ADAPTER,  # within the others, which see to it too
     single_token.ADAPTER,
     widened_products.ADAPTER,

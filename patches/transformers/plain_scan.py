@@ -70,11 +70,14 @@ def records_past(cache: Any, layer: int) -> bool:
     return cache is not None and bool(cache.layers[layer].record_past)
 
 
-def mixed(mixer: Any, hidden_states: Any, cache: Any, attention_mask: Any, read: Read, write: Write) -> Any:
-    """The mixer's output; a cache, if there is one, has moved on."""
+def mixed(
+    mixer: Any, hidden_states: Any, cache: Any, attention_mask: Any, read: Read, write: Write, **calls: bool
+) -> Any:
+    """The mixer's output; a cache, if there is one, has moved on. calls: how the release calls modules, as `Calls`."""
     import torch
 
     from zamba_compat.mamba2 import mixer_forward
+    from zamba_compat.mixer_modules import Calls
 
     held = conv_state, ssm_state = (None, None) if cache is None else read(cache, mixer.layer_idx)
     if ssm_state is not None and torch.is_grad_enabled():
@@ -88,6 +91,7 @@ def mixed(mixer: Any, hidden_states: Any, cache: Any, attention_mask: Any, read:
         attention_mask=attention_mask,
         # Every release writes a cache in place.
         overwrite=True,
+        calls=Calls(**calls, cached=cache is not None),
     )
     if cache is not None and not (conv_state is held[0] and ssm_state is held[1]):  # else it was written in place
         write(cache, mixer.layer_idx, conv_state, ssm_state)
@@ -95,13 +99,14 @@ def mixed(mixer: Any, hidden_states: Any, cache: Any, attention_mask: Any, read:
 
 
 def torch_forward(
-    read: Read, write: Write, leave: Callable[[Any, int], bool] = lambda cache, layer: False
+    read: Read, write: Write, leave: Callable[[Any, int], bool] = lambda cache, layer: False, *, squeezed: bool = False
 ) -> Callable[[Any], Any]:
     def make(original: Any) -> Any:
         def torch_forward(self: Any, input_states: Any, cache_params: Any = None, attention_mask: Any = None) -> Any:
             if leave(cache_params, self.layer_idx):
                 return original(self, input_states, cache_params, attention_mask)
-            return mixed(self, input_states, cache_params, attention_mask, read, write)
+            calls = {"convolution": True, "squeezed": squeezed}
+            return mixed(self, input_states, cache_params, attention_mask, read, write, **calls)
 
         return torch_forward
 
@@ -135,9 +140,7 @@ def forward(original: Any) -> Any:
     return forward
 
 
-_CACHE = tuple(
-    f"transformers.cache_utils:Cache.{name}" for name in ("update_conv_state", "update_recurrent_state")
-)
+_CACHE = tuple(f"transformers.cache_utils:Cache.{name}" for name in ("update_conv_state", "update_recurrent_state"))
 _RELIES = (f"{MIXER}.__init__", *_CACHE)
 _TORCH_FORWARD = ("self", "input_states", "cache_params", "attention_mask")
 
@@ -149,7 +152,7 @@ ADAPTERS = (
         fixed="5.5",
         group="numbers",
         target=f"{MIXER}.torch_forward",
-        replace=torch_forward(read_hybrid, write_hybrid),
+        replace=torch_forward(read_hybrid, write_hybrid, squeezed=True),
         signature=_TORCH_FORWARD,
         upstream="none known",
         ends="replaced the cache",
