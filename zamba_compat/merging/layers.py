@@ -72,7 +72,7 @@ def _whole(part: Slice, config: MergeConfig, parents: Parents) -> Slice:
     if any(source.layer_range is not None for source in part.sources):
         return part
     sources = [Source(one.model, (0, parents[one.model].num_layers), one.parameters) for one in part.sources]
-    if config.base_model not in {source.model for source in sources}:
+    if config.has_base and config.base_model not in {source.model for source in sources}:
         sources.append(Source(config.base_model, (0, parents[config.base_model].num_layers)))
     return Slice(tuple(sources), part.base_model, part.parameters)
 

@@ -18,7 +18,7 @@ from zamba_compat.sharing import SharingMap
 
 from .config import MergeConfig
 from .layers import stack
-from .methods import METHODS
+from .methods import METHODS, About
 from .parents import HEAD, Parent, Parents
 from .sums import Blend, Sum, Weighted
 from .values import Values
@@ -65,7 +65,7 @@ class MergePlan:
     notes: tuple[str, ...]
 
 
-def make_plan(config: MergeConfig, parents: Parents, workers: Workers, dtype: str | None) -> MergePlan:
+def make_plan(config: MergeConfig, parents: Parents, workers: Workers, dtype: str | None, seed: int = 0) -> MergePlan:
     """Decide what every tensor of the result is made of.
 
     Args:
@@ -73,6 +73,7 @@ def make_plan(config: MergeConfig, parents: Parents, workers: Workers, dtype: st
         parents: open and read.
         workers: who will compute.
         dtype: "bfloat16" and so on, of the result; None keeps the base's.
+        seed: of methods that draw at random.
 
     Raises:
         ConfigError: a configuration that does not fit the parents.
@@ -94,6 +95,7 @@ def make_plan(config: MergeConfig, parents: Parents, workers: Workers, dtype: st
     notes = _compare_architectures(base, parents)
     values = Values(config, parents, stack(config, parents), sharing)
     values.check_filters(names)
+    numbers = {parent.model: parent.number for parent in parents}
     word = None if dtype is None else DTYPES[dtype]
     outputs, decisions, blends = [], [], {}
     for name in names:
@@ -103,7 +105,8 @@ def make_plan(config: MergeConfig, parents: Parents, workers: Workers, dtype: st
         used: tuple[str, ...] = (base.model,)
         total: Sum | None = None
         if share is not None:
-            used, total = METHODS[config.method].sum(share, base.model, f"{config.where}: {name}")
+            about = About(name, base.model, numbers, seed, f"{config.where}: {name}")
+            used, total = METHODS[config.method].sum(share, about)
         if (used, total) != ((base.model,), None) and info.dtype not in _FLOATS:
             notes.append(f"{name} holds no floating-point numbers and stays the base's.")
             used, total, share = (base.model,), None, None

@@ -72,8 +72,9 @@ class _Reader:
         module = self._module(top)
         slices = self._slices({**top, **module})
         base = self._model(top["base_model"]) if top.get("base_model") is not None else None
+        has_base = base is not None
         if base is None:
-            if method != "linear":
+            if METHODS[self._method].base == "required":
                 raise self._refuse(f"{method} needs base_model.", "Say which model is the base.")
             base = slices[0].sources[0].model
         dtype = self._choice(top.get("dtype"), "dtype", DTYPES)
@@ -91,6 +92,7 @@ class _Reader:
             chat_template=template,
             shared=self._choice(top.get("shared"), "shared", SHARED) or "mean",
             resolve=self._choice(top.get("resolve"), "resolve", CHOICES) or "error",
+            has_base=has_base,
             notes=tuple(self.notes),
         )
 
@@ -190,8 +192,7 @@ class _Reader:
                 self.notes.append(f"{what}: {name} means nothing to {self._method}, and has no effect.")
                 continue
             setting = parse_setting(value, where=f"{self.where}, {what}: {name}")
-            METHODS[self._method].check(str(name), setting, f"{self.where}, {what}: {name}")
-            found[str(name)] = setting
+            found[str(name)] = METHODS[self._method].check(str(name), setting, f"{self.where}, {what}: {name}")
         return found
 
     def _tokenizer(self, top: Mapping[str, Any]) -> tuple[str | None, str | None]:
