@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from zamba_compat.merging.streamed import STEP, uniform
+from zamba_compat.merging.streamed import uniform
+from zamba_compat.merging.workers import STEP
 
 
 def drawn(key: str, shape: tuple[int, ...], width: int) -> Tensor:

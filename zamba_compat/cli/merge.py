@@ -31,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a parent's copies of a shared tensor that differ, as in convert-checkpoint (default: the configuration's "
         "resolve, or they are refused)",
     )
+    add("--random-seed", type=int, default=0, metavar="N", help="of methods that draw at random (default: %(default)s)")
     add("--quantize", choices=METHODS, help="the linear weights of the layers, with bitsandbytes")
     add("--double-quant", action="store_true", help="quantize the absmaxes of 4-bit blocks too")
     add(
@@ -62,6 +63,7 @@ def run(options: argparse.Namespace) -> int:
             double_quant=options.double_quant,
             compute_dtype=options.compute_dtype,
             keep_shared_16bit=options.keep_shared_16bit,
+            random_seed=options.random_seed,
         ),
         progress=None if options.quiet or not sys.stderr.isatty() else bar,
     )

@@ -31,6 +31,8 @@ class MergeOptions:
         double_quant: quantize the absmaxes too; 4 bits only.
         compute_dtype: that config.json names for products with 4-bit weights; None is the model's dtype.
         keep_shared_16bit: leave the shared blocks unquantized.
+        random_seed: of the methods that draw at random (dare, della); what is drawn depends on it, on the tensor's name
+            and on the model's place, and on nothing else.
     """
 
     dry_run: bool = False
@@ -44,13 +46,14 @@ class MergeOptions:
     double_quant: bool = False
     compute_dtype: str | None = None
     keep_shared_16bit: bool = False
+    random_seed: int = 0
 
     def __post_init__(self) -> None:
         self.as_conversion()
 
     def as_conversion(self) -> Options:
         """The same of a conversion to the hub layout, which checks them too (CheckpointError)."""
-        own = dataclasses.asdict(self)
+        own = {key: value for key, value in dataclasses.asdict(self).items() if key != "random_seed"}
         return Options(**{**own, "resolve": own["resolve"] or "error"})
 
 

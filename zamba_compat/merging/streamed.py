@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING, TypeVar
 
+from .workers import STEP
+
 if TYPE_CHECKING:
     from torch import Tensor
 
     from .sums import Run
 
-STEP = 2**18  # elements of a piece: a few of these in float32 stay in a processor's cache
 _HALF, _BINS = 16, 2**16  # bits of a float32 that one histogram tells apart
 _T = TypeVar("_T")
 
@@ -92,24 +93,18 @@ class Cut:
 
         return self.each(one)
 
-    def gram(self, *, deltas: bool = False, rows: bool = False) -> Tensor:
-        """Dot products of all pairs in float64: [k, k], or of each row [rows, k, k]; float32 within a piece.
+    def gram(self, *, deltas: bool = False) -> Tensor:
+        """Dot products of all pairs, in float64: [k, k].
 
         Args:
             deltas: of the differences from the first tensor, k - 1 of them.
         """
-        import torch
 
         def products(number: int) -> Tensor:
-            parts = self.deltas(number)[1] if deltas else self.piece(number)
-            if rows:
-                parts = parts.transpose(0, 1)  # [rows, k, width]
-                return (parts @ parts.transpose(1, 2)).double()
-            flat = parts.flatten(1)
-            return (flat @ flat.T).double()
+            flat = (self.deltas(number)[1] if deltas else self.piece(number)).flatten(1).double()
+            return flat @ flat.T
 
-        found = list(self.each(products))
-        return torch.cat(found) if rows else torch.stack(found).sum(0)
+        return _sum(self.each(products))
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from support import synthetic
-from support.merges import read, run
 from support.mergekit_masks import same_choices
+from support.merges import read, run
 from support.others import write_model
 from zamba_compat.merge import merge
 from zamba_compat.merging.methods import METHODS

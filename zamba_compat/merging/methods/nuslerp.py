@@ -58,8 +58,8 @@ class Angles:
 
         a, b = pair
         if by == "all":
-            flat = pair.flatten(1)
-            found = (flat @ flat.T).double()
+            flat = pair.flatten(1).double()
+            found = flat @ flat.T
             return [found[0, 0], found[0, 1], found[1, 1]]
         dim, keep = (1, True) if by == "rows" else (0, False)
         pairs = ((a, a), (a, b), (b, b))

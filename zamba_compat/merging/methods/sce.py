@@ -61,11 +61,13 @@ class Erase:
     def _mark(self, cut: Cut) -> Mark | None:
         if self.select >= 1:
             return None
+        import torch
 
         def spread(number: int) -> Tensor:
             return variance(cut.deltas(number)[1])
 
-        count = int(sum(cut.each(lambda number: int(spread(number).count_nonzero()))) * self.select)
+        different = sum(cut.each(lambda number: int(spread(number).count_nonzero())))
+        count = int(torch.tensor(different) * self.select)  # in float32, as mergekit
         return marks(cut, spread, [cut.numel - count])[0] if count > 0 else None
 
 
