@@ -31,10 +31,11 @@ def along_all(original: Any) -> Any:
 
 ADAPTER = Adapter(
     name="mergekit-della-rows",
-    requires="mergekit>=0.1.5,<0.1.6",
+    library="mergekit",
+    since="0.1.5",
+    group="merging",
     target="mergekit.sparsify:della_magprune",
     replace=along_all,
     signature=("tensor", "density", "epsilon", "rescale_norm"),
     upstream="none known",
-    ends=None,
 )
