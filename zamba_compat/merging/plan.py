@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from zamba_compat.checkpoint.components import kind_of, layers_of
@@ -34,14 +34,17 @@ class Decision:
     Attributes:
         name: in the result.
         layers: that use it; () outside of the layers.
-        values: model -> t (slerp) or weight; None where nothing is said of the tensor and it stays the base's.
+        values: model -> t (slerp) or weight, of methods that have such; None where nothing is said of the tensor and it
+            stays the base's.
         parents: the models whose tensors are used.
+        settings: the method's other parameters for the tensor.
     """
 
     name: str
     layers: tuple[int, ...]
     values: Mapping[str, float] | None
     parents: tuple[str, ...]
+    settings: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -120,7 +123,8 @@ def make_plan(config: MergeConfig, parents: Parents, workers: Workers, dtype: st
             blends[name] = blend
         outputs.append(Output(name, recipe.dtype or info.dtype, info.shape, recipe))
         layers = layers_of(name, sharing)
-        decisions.append(Decision(name, layers, None if share is None else dict(share.weights), used))
+        weights, settings = (None, {}) if share is None else (dict(share.weights), dict(share.values))
+        decisions.append(Decision(name, layers, weights, used, settings))
     written = _config(base, sharing, {output.dtype for output in outputs})
     if heads:
         written["tie_word_embeddings"] = False

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from support.merges import read, run
+from support.merges import run
 from support.synthetic import make_config, make_state, write_checkpoint
 
 
