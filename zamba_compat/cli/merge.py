@@ -31,8 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         type=Path,
         metavar="TEXT",
-        help="a UTF-8 text: its perplexity by the parents and the result, and how far this lies from each of them; may be "
-        "given again",
+        help="a UTF-8 text: its perplexity by the parents and the result, and how far this lies from each of them; "
+        "may be given again",
     )
     add("--dry-run", action="store_true", help="check and decide, print the plan, write nothing")
     add("--dtype", choices=DTYPES, help="of every floating-point tensor (default: the configuration's, or the base's)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -92,6 +93,10 @@ def _range(source: Source, parents: Parents, where: str) -> tuple[int, int]:
 def _check(places: list[Place], config: MergeConfig, parents: Parents) -> None:
     base = parents[config.base_model]
     remedy = f"Let the slices together go through layers 0 to {base.num_layers - 1} of {base.model}, each once."
+    if base.sharing is None:  # nothing is shared, so layers may be repeated, left out and moved
+        remedy += (
+            f" mergekit makes models of other depths: zamba-compat run -- mergekit-yaml {shlex.quote(config.where)} OUT"
+        )
     if len(places) != base.num_layers:
         raise ConfigError(
             f"The slices have {len(places)} layers together, the base model has {base.num_layers}; "

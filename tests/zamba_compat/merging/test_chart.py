@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from support.merges import curve, parents, read, slerp_of, write
+from support.merges import curve, parents, slerp_of, write
 from zamba_compat.cli.main import main
 from zamba_compat.merge import MergeOptions, merge
 from zamba_compat.merging.chart import draw, layer_table
@@ -76,14 +76,12 @@ def test_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["merge", str(config), out, "--evaluate", str(text), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["evaluation"]
     costs = {one["model"]: one["perplexities"]["text.txt"]["nats"] for one in found["perplexities"]}
-    assert list(costs) == [*models, out] and costs[models[0]] < costs[out]
+    assert list(costs) == [*models, out] and costs[out] < costs[models[1]]
     assert main(["evaluate", *models, out, "--text", str(text), "--json"]) == 0
     again = json.loads(capsys.readouterr().out)["models"]
     assert [one["perplexities"]["text.txt"]["nats"] for one in again] == list(costs.values())
     assert found["distances"]["mamba"][models[0]] == 0 < found["distances"]["mamba"][models[1]]
-    key = next(key for key in read(TINY / "base") if "self_attn.q_proj" in key)
-    apart = (read(Path(out))[key].float() - read(TINY / "base")[key].float()).norm()
-    assert 0 < apart and 0 < found["distances"]["attention"][models[0]] < found["distances"]["attention"][models[1]]
+    assert 0 < found["distances"]["attention"][models[0]] < found["distances"]["attention"][models[1]]
     assert main(["merge", str(config), out, "--overwrite", "--evaluate", str(text)]) == 0
     said = capsys.readouterr().out
     assert "distance of the result from" in said and f"zamba-compat inspect {models[1]} {out} --tensors" in said
