@@ -59,7 +59,8 @@ def table(
         ours, theirs: (configuration's file, output) -> seconds and peak_bytes, in a process of its own.
         only: methods; all of them where it is empty.
     """
-    print("| method | equal to mergekit | seconds | mergekit | times | GB | mergekit |\n|---|---|---|---|---|---|---|")
+    print("| method | equal to mergekit | seconds | mergekit | times | CPU s | mergekit | times | GB | mergekit |")
+    print(f"|{'---|' * 10}")
     for title, words in configurations(parents):
         if only and words["merge_method"] not in only:
             continue
@@ -68,7 +69,9 @@ def table(
         outs = work / "ours", work / "theirs"
         a, b = (run(config, out) for run, out in zip((ours, theirs), outs, strict=True))
         said = drawn(*outs, parents[0]) if words["merge_method"].startswith(_DRAWN) else equal(*outs)
-        cells = [title, said, f"{a['seconds']:.1f}", f"{b['seconds']:.1f}", f"{b['seconds'] / a['seconds']:.1f}"]
+        cells = [title, said]
+        for what in ("seconds", "cpu_seconds"):
+            cells += [f"{a[what]:.1f}", f"{b[what]:.1f}", f"{b[what] / a[what]:.1f}"]
         cells += [f"{one['peak_bytes'] / 1e9:.2f}" for one in (a, b)]
         print(f"| {' | '.join(cells)} |", flush=True)
         for out in outs:

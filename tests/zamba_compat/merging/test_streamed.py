@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
 
+from support import merges
+from zamba_compat.merge import MergeOptions, merge
 from zamba_compat.merging import streamed
 from zamba_compat.merging.methods import METHODS, About, Share
 from zamba_compat.merging.streamed import Cut, marks, uniform
@@ -138,3 +142,21 @@ def test_nan_comes_through(monkeypatch: pytest.MonkeyPatch) -> None:
         tensors = parents((30, 40), 2)
         tensors[1][3, 4] = torch.nan
         assert merged(method, tensors, 2, monkeypatch)[3, 4].isnan(), method
+
+
+def test_the_seed_alone_decides(tmp_path: Path) -> None:
+    """Not the shards, nor where the parents lie; and a base alone is merged of nothing."""
+    config, base, other = merges.parents()
+    made = []
+    for name, seed, size in (("a", 0, "5GB"), ("b", 0, "300KB"), ("c", 1, "5GB")):
+        first, second = merges.write(tmp_path / name, config, base, other, "hub expanded" if name == "b" else "hub hub")
+        models = [{"model": str(second), "parameters": {"weight": 1, "density": 0.5}}]
+        words = {"merge_method": "dare_ties", "base_model": str(first), "models": models}
+        merge(words, tmp_path / name / "out", MergeOptions(random_seed=seed, max_shard_size=size))
+        made.append(merges.read(tmp_path / name / "out"))
+    assert all(torch.equal(made[0][key], made[1][key]) for key in base)
+    assert not all(torch.equal(made[0][key], made[2][key]) for key in base)
+    for method in ("ties", "sce", "ram"):
+        alone = {"merge_method": method, "base_model": str(first), "models": [{"model": str(first)}]}
+        report = merge(alone, tmp_path / method)
+        assert report.copied == report.tensors

@@ -63,7 +63,11 @@ class Ram(Method):
     url: str = "https://arxiv.org/abs/2601.13572"
     takes: Mapping[str, Parameter] = field(default_factory=lambda: {"epsilon": Parameter(1e-5, least=0)})
 
+    count: tuple[int, int | None] = (0, None)
+
     def sum(self, share: Share, about: About) -> tuple[tuple[str, ...], Sum | None]:
+        if len(share.models) == 1:
+            return share.models, None
         values = share.values
         return share.models, Changed(values["epsilon"], values.get("r", 0.0), values.get("alpha", 0.0))
 

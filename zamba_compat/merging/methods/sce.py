@@ -86,7 +86,11 @@ class Sce(Method):
         default_factory=lambda: {"int8_mask": Parameter(False), "select_topk": Parameter(1.0, least=0)}
     )
 
+    count: tuple[int, int | None] = (0, None)
+
     def sum(self, share: Share, about: About) -> tuple[tuple[str, ...], Sum | None]:
+        if len(share.models) == 1:
+            return share.models, None
         return share.models, Erase(share.values["select_topk"])
 
 

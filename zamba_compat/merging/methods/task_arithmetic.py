@@ -134,6 +134,7 @@ class TaskArithmetic(Method):
     url: str = "https://arxiv.org/abs/2212.04089"
     takes: Mapping[str, Parameter] = field(init=False)
     main: str = "weight"
+    count: tuple[int, int | None] = (0, None)
     agree: bool = False
     normalize: bool = False
     rescale: bool = False
