@@ -132,11 +132,12 @@ class Mark:
         return (values > self.value) | (ties & late)
 
 
-def marks(cut: Cut, measure: Callable[[int], Tensor], ranks: Sequence[int]) -> list[Mark]:
+def marks(cut: Cut, measure: Callable[[int], Tensor], ranks: Sequence[int], *, ties: bool = True) -> list[Mark]:
     """Find ranks (0 is the smallest, below `cut.numel`) by two histograms of the bits of float32, exactly.
 
     Args:
         measure: piece -> numbers in float32, contiguous, one for each element.
+        ties: False where only the values are wanted.
     """
     import torch
 
@@ -167,7 +168,7 @@ def marks(cut: Cut, measure: Callable[[int], Tensor], ranks: Sequence[int]) -> l
         skip = rank - below - int(ends[at] - counts[at])
         code = torch.tensor([((one - _BINS // 2) << _HALF) + at], dtype=torch.int32)
         value = float((code ^ ((code >> 31) & 0x7FFFFFFF)).view(torch.float32))
-        made.append(Mark(value, skip, _starts(cut, measure, value) if skip else ()))
+        made.append(Mark(value, skip, _starts(cut, measure, value) if skip and ties else ()))
     return made
 
 

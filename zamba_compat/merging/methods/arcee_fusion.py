@@ -31,28 +31,29 @@ class Fusion:
         cut = Cut.of(tensors, run, tensors[0].shape[-1] if tensors[0].dim() else 1)
         if not cut.numel:
             return
+        divergences = list(cut.each(lambda number: divergence(*cut.piece(number))))  # a number for each row
+
+        def importance(number: int) -> Tensor:
+            return cut.deltas(number)[1][0].abs_().mul_(divergences[number])
+
         ranks = [int(part * (cut.numel - 1)) for part in (0.25, 0.5, 0.75)]
-        low, median, high = (
-            mark.value for mark in marks(cut, lambda number: importance(*cut.piece(number)), ranks)
-        )  # fmt: skip
+        low, median, high = (mark.value for mark in marks(cut, importance, ranks, ties=False))
 
         def one(number: int) -> Tensor:
-            a, b = cut.piece(number)
-            important = importance(a, b) >= median + 1.5 * (high - low)
-            made: Tensor = a.add_(b.sub_(a).mul_(important))
-            return made
+            base, (delta,) = cut.deltas(number)
+            important = delta.abs().mul_(divergences[number]) >= median + 1.5 * (high - low)
+            return base.add_(delta.mul_(important))
 
         yield from cut.write(one)
 
 
-def importance(a: Tensor, b: Tensor) -> Tensor:
-    """Of every element [rows, width], step by step as mergekit: near 0 the rounding decides."""
+def divergence(a: Tensor, b: Tensor) -> Tensor:
+    """KL of every row [rows, width]: [rows, 1]; step by step as mergekit, since near 0 the rounding decides."""
     import torch
 
-    difference = (b - a).abs_()
     p = torch.softmax(b, dim=-1).add_(_EPS)
     q = torch.softmax(a, dim=-1).add_(_EPS)
-    return difference.mul_(torch.sum(p * torch.log(p / q), dim=-1, keepdim=True))
+    return torch.sum(p * torch.log(p / q), dim=-1, keepdim=True)
 
 
 @dataclass(frozen=True)

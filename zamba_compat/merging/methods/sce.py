@@ -51,10 +51,10 @@ class Erase:
 
         def one(number: int) -> Tensor:
             base, deltas = selected(number)
-            sign = torch.where(deltas.sum(0) >= 0, 1.0, -1.0)
-            kept = (deltas.sign() == sign).float().mul_(weights)
-            divisor = kept.sum(0).clamp_(min=_NO_SUM)
-            return base.add_(deltas.mul_(kept).sum(0).div_(divisor))
+            sign = torch.copysign(torch.ones(()), deltas.sum(0).add_(0.0))  # 0 is positive, and so is -0
+            along = deltas.mul_(sign).clamp_(min=0)  # the size of those that have the sign; NaN stays NaN
+            total = (along * weights).sum(0).mul_(sign)
+            return base.add_(total.div_(along.sign_().mul_(weights).sum(0).clamp_(min=_NO_SUM)))
 
         yield from cut.write(one)
 
@@ -72,8 +72,10 @@ class Erase:
 
 
 def variance(deltas: Tensor) -> Tensor:
-    """Over the models [k, rows, width]."""
-    return deltas.var(0, unbiased=False)
+    """Over the models [k, rows, width], summed in float64 as torch.var does, which takes sixty times as long."""
+    apart = deltas.double()
+    apart -= apart.mean(0)
+    return apart.square_().mean(0).float()
 
 
 @dataclass(frozen=True)

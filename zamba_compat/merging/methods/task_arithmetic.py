@@ -87,17 +87,13 @@ class Consensus:
                     delta.mul_(factor)
             deltas.mul_(weights)
             if self.agree:
-                sign = torch.where(deltas.sum(0) >= 0, 1.0, -1.0)
-                same = (deltas.sign() == sign).float()
-                divisor = (weights * same).sum(0)
-                divisor[divisor == 0] = 1
-                mixed = deltas.mul_(same).sum(0)
+                mixed, divisor = agreed(deltas, weights)
             else:
                 mixed, divisor = deltas.sum(0), weights.sum()
                 divisor = torch.where(divisor.abs() < _NO_SUM, 1.0, divisor)
             if self.normalize:
                 mixed /= divisor
-            return base.add_(mixed, alpha=self.scale) if self.scale == 1 else base.add_(mixed.mul_(self.scale))
+            return base.add_(mixed if self.scale == 1 else mixed.mul_(self.scale))
 
         yield from cut.write(one)
 
@@ -115,6 +111,21 @@ class Consensus:
 
         before, after = (sum(part) for part in zip(*pair.each(norms), strict=True))
         return None if min(before, after) < _NO_NORM else torch.tensor(before / after)
+
+
+def agreed(deltas: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Of weighted differences [k, rows, width], which are lost, those that have the sign of their sum; 0 is positive.
+
+    Returns:
+        their sum, and the sum of their `weights` [k, 1, 1], 1 where it would be 0: [rows, width].
+    """
+    import torch
+
+    sign = torch.copysign(torch.ones(()), deltas.sum(0).add_(0.0))  # -0 becomes 0
+    along = deltas.mul_(sign).clamp_(min=0)  # the size of those that have it; NaN stays NaN
+    total = along.sum(0).mul_(sign)
+    divisor = along.sign_().mul_(weights).sum(0)
+    return total, divisor.add_(divisor == 0)
 
 
 FLAGS = {"int8_mask": Parameter(False), "lambda": Parameter(1.0), "weight": Parameter(None, each=True)}
