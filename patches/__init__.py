@@ -15,7 +15,7 @@ import os
 from zamba_compat.adapters import GUARDING, Adapter
 
 from .bitsandbytes import carried_cpu_flag, cpu_packing, cpu_product, state_dtype, storage_cast
-from .mergekit import base_decides, one_parent_only, optional_t, shared_blocks
+from .mergekit import base_decides, della_rows, one_parent_only, optional_t, shared_blocks
 from .peft import mamba_targets, tied_merge
 from .transformers import (
     block_order,
@@ -103,6 +103,7 @@ ADAPTERS: tuple[Adapter, ...] = (
     *tied_merge.ADAPTERS,
     # Merging. What SLERP keeps of the base alone is settled before parents are compared.
     base_decides.ADAPTER,
+    della_rows.ADAPTER,
     one_parent_only.ADAPTER,
     optional_t.ADAPTER,
     shared_blocks.ADAPTER,
