@@ -15,6 +15,7 @@ from .checkpoint.headers import read_header
 from .checkpoint.pickled import unpickle
 from .checkpoint.strict_json import listed
 from .errors import CheckpointError
+from .foreign_names import own_names
 from .quantized import fit_to_stored
 from .rehydrate import REMEDY_DIVERGENT, Divergence, plan
 from .settings import settings
@@ -33,6 +34,7 @@ class Stored:
         where: what to call the checkpoint in messages.
         names: every stored name, in stored order.
         file_of: the .safetensors file of every name that is in one.
+        renamed: name -> the one that the checkpoint has for it, where that is another.
     """
 
     def __init__(self, state_dict: Mapping[str, Any] | None, files: Sequence[str], opened: ExitStack) -> None:
@@ -40,6 +42,7 @@ class Stored:
         self._read: dict[str, Callable[[], Any]] = {}
         self._slice: dict[str, Callable[[], Any]] = {}
         self.file_of: dict[str, str] = {}
+        self.renamed: dict[str, str] = {}
         if state_dict is not None:
             self._read = {name: (lambda tensor=tensor: tensor) for name, tensor in state_dict.items()}  # type: ignore[misc]
         else:
@@ -57,6 +60,22 @@ class Stored:
     def lazy(self, name: str) -> Any:
         """What the 5.x loader takes instead of a tensor: a slice that reads when it is indexed."""
         return self._slice.get(name, self._read[name])()
+
+    def rename(self, model: Any) -> None:
+        """Call the tensors by the names that `model` has for them.
+
+        Raises:
+            MissingTensorError, CheckpointError: see `foreign_names.own_names`.
+        """
+        base = f"{model.base_model_prefix}."
+        prefix = base if hasattr(model, model.base_model_prefix) else ""
+        sharing, targets = SharingMap.from_config(model.config), set(model.state_dict())
+        names = own_names(self.names, targets, sharing, prefix, read=self.read, where=self.where)
+        for table in (self._read, self._slice, self.file_of):
+            known = dict(table)  # type: ignore[call-overload]
+            table.clear()  # type: ignore[attr-defined]
+            table.update({own: known[name] for own, name in names.items() if name in known})  # type: ignore[attr-defined]
+        self.renamed = {own: name for own, name in names.items() if own != name}
 
     def _open(self, file: str, opened: ExitStack) -> None:
         if str(file).endswith(".safetensors"):
@@ -149,19 +168,23 @@ def hub_layout(
         quantizer: transformers' quantizer, if the model is to be loaded quantized.
 
     Raises:
-        MissingTensorError: a shared tensor is stored nowhere.
-        CheckpointError: damaged files, a tensor in two of them, copies that contradict each other in dtype or shape.
+        MissingTensorError: a shared tensor is stored nowhere, or other names than the model's are stored.
+        CheckpointError: damaged files, a tensor in two of them, copies that contradict each other in dtype or shape,
+            adapters that are not merged.
         DivergentCopiesError: copies differ and the setting `divergent` is "error".
     """
     names = [files] if isinstance(files, str) else list(files or ())
-    if state_dict is None and (not names or str(names[0]).endswith(".gguf")):
-        return None
+    if not state_dict and (not names or str(names[0]).endswith(".gguf")):
+        return None  # an empty state dict asks for an initialised model
+    if getattr(model, "_hf_peft_config_loaded", False):
+        return None  # what is loaded is an adapter, into a model that is there already
     stored = Stored(state_dict, names, opened)
+    stored.rename(model)
     if quantizer is not None:
         fit_to_stored(model, stored.names, quantizer.quantization_config, stored.where)
     sharing = SharingMap.from_config(model.config)
     layout = plan(stored.names, sharing, where=stored.where)
-    if layout.is_identity:
+    if layout.is_identity and not stored.renamed:
         return None
     choice = settings().divergent
     if sharing.model_type == "zamba" and choice == "keep":

@@ -62,11 +62,12 @@ def offload_index(
     tensors = model.state_dict()
     with ExitStack() as opened:
         stored = Stored(source.state_dict, source.files, opened)
+        stored.rename(model)
         layout, computed = _layout(model, sharing, stored)
         for name in names:
             key, stored_name = _stored_as(name, model, layout)
             if stored_name in stored.file_of and key not in computed:
-                index[name] = _entry(stored.file_of[stored_name], stored_name, tensors[name].dtype)
+                index[name] = _entry(stored.file_of[stored_name], stored.renamed.get(stored_name, stored_name), tensors[name].dtype)
                 continue
             if key not in written:
                 value = computed.get(key, tensors[name])
