@@ -26,6 +26,7 @@ from .transformers import (
     hybrid_cache_reset,
     long_context,
     offloaded_save,
+    other_files,
     packed_weight_cast,
     plain_scan,
     quant_state_per_module,
@@ -65,6 +66,7 @@ ADAPTERS: tuple[Adapter, ...] = (
     # Loading.
     *rehydrate.ADAPTERS,
     *device_map_aliases.ADAPTERS,
+    *other_files.ADAPTERS,
     # Quantization.
     *cpu_refused.ADAPTERS,
     *packed_weight_cast.ADAPTERS,

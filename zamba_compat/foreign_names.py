@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any, NoReturn
 
+from .checkpoint.file_kinds import ADAPTER_ALONE
 from .checkpoint.strict_json import listed
 from .copies import same_bits
 from .errors import CheckpointError, MissingTensorError
@@ -28,10 +29,6 @@ _WRAPPERS = frozenset(
 _HOLDERS = frozenset(("base_model", "model", "backbone", "pretrained_model", "language_model", "transformer"))
 _ADAPTERS = ("lora_", "modules_to_save", "original_module")
 _SHOWN = 6
-REMEDY_LORA = (
-    "Load the model that it adapts, add the adapter with PeftModel.from_pretrained, then merge_and_unload() and "
-    "save_pretrained()."
-)
 
 
 def own_names(
@@ -95,11 +92,6 @@ def own_names(
     return found
 
 
-def refuse_adapter(where: str | None) -> NoReturn:
-    """Say that a file holds an adapter of PEFT alone. Raises CheckpointError."""
-    raise CheckpointError("This is an adapter of PEFT (LoRA), not a model.", where=where, remedy=REMEDY_LORA)
-
-
 def _candidates(name: str, prefix: str) -> Iterator[str]:
     """What a stored name may mean, best first."""
     words = [word for word in name.split(".") if word not in _WRAPPERS]
@@ -151,7 +143,7 @@ def _is_adapters(name: str) -> bool:
 def _refuse_adapters(stored: Collection[str], where: str | None) -> NoReturn:
     adapters = [name for name in stored if _is_adapters(name)]
     if len(adapters) == len(stored):
-        refuse_adapter(where)
+        raise CheckpointError(ADAPTER_ALONE.what, where=where, remedy=ADAPTER_ALONE.remedy)
     raise CheckpointError(
         f"{len(adapters)} tensors belong to adapters of PEFT (LoRA) that are not merged: {_few(adapters)}.",
         where=where,

@@ -140,3 +140,42 @@ def test_placed(places: str, tmp_path: Path) -> None:
     rest = dict.fromkeys(("model.embed_tokens", "lm_head", "model.final_layernorm", "model.rotary_emb"), "cpu")
     model = load(directory, device_map={**layers, **rest}, offload_folder=str(tmp_path / "offload"))
     assert_close(logits(model, case.ids), case.logits)
+
+
+def test_the_folder_of_an_adapter(tmp_path: Path) -> None:
+    """from_pretrained loads the model that it adapts, and then the adapter into it."""
+    peft = pytest.importorskip("peft")
+    case = make_case("7B")
+    base = load(synthetic.write_checkpoint(tmp_path / "base", case.state, case.config))
+    model = peft.get_peft_model(base, peft.LoraConfig(target_modules=["in_proj"], init_lora_weights=False))
+    wanted = logits(model.eval(), case.ids)
+    model.save_pretrained(tmp_path / "lora")
+    assert torch.equal(logits(load(tmp_path / "lora"), case.ids), wanted)
+    again = load(tmp_path / "base")
+    again.load_adapter(tmp_path / "lora")
+    assert torch.equal(logits(again, case.ids), wanted)
+
+
+@pytest.mark.parametrize("how", ["module.", "base_model.model.", "half", "compiled layers"])
+def test_commands(how: str, tmp_path: Path) -> None:
+    from zamba_compat.convert import convert
+    from zamba_compat.inspection import inspect
+
+    case = make_case("7B")
+    state = renamed(lay_out(case.state, case.config, "expanded"), how)
+    source = synthetic.write_checkpoint(tmp_path / "source", state, case.config)
+    found = inspect(source).a
+    assert (found.layout, found.faults, found.missing, found.extra) == ("expanded", (), (), ())
+    convert(source, tmp_path / "converted")
+    assert_close(logits(load(tmp_path / "converted"), case.ids), case.logits)
+
+
+def test_commands_refuse_by_name(tmp_path: Path) -> None:
+    from zamba_compat.convert import convert
+    from zamba_compat.inspection import inspect
+
+    case = make_case("7B")
+    source = synthetic.write_checkpoint(tmp_path / "source", renamed(case.state, "student."), case.config)
+    with pytest.raises(ValueError, match=r"student\.model\.embed_tokens"):
+        convert(source, tmp_path / "converted")
+    assert any("student.model.embed_tokens" in fault for fault in inspect(source).a.faults)

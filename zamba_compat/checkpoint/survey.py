@@ -18,7 +18,7 @@ from zamba_compat.sharing import SharingMap
 
 from .components import OTHER, component_of
 from .dequantize import dequantize
-from .layouts import outcomes, read_contents, without_tied_head, zyphra_layout
+from .layouts import outcomes, read_contents, under_own_names, without_tied_head, zyphra_layout
 from .lenient import Faults, Opened
 from .recipe import Recipe
 from .shapes import Shape, expected_shapes, fill_in, is_head
@@ -174,6 +174,9 @@ def _as_far(opened: Opened) -> Survey:
             tensors = outcomes(recipes, tensors)
     config = faults.attempt(normalise_config, raw) if raw else None
     sharing = None if config is None else faults.attempt(SharingMap.from_config, config)
+    if zyphra is None and sharing is not None:
+        named = faults.attempt(under_own_names, checkpoint, sharing, where)
+        tensors, recipes = (tensors, recipes) if named is None else named
     if module is not None and converted is None and config is not None and sharing is not None:
         recipes = _renamed(module, tensors, sharing, config.get("num_attention_heads"))
         tensors = outcomes(recipes, tensors)
