@@ -179,3 +179,15 @@ def test_commands_refuse_by_name(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"student\.model\.embed_tokens"):
         convert(source, tmp_path / "converted")
     assert any("student.model.embed_tokens" in fault for fault in inspect(source).a.faults)
+
+
+def test_the_callers_own_mapping(tmp_path: Path) -> None:
+    import inspect
+
+    from transformers import PreTrainedModel
+
+    if "key_mapping" not in inspect.getsource(PreTrainedModel.from_pretrained):
+        pytest.skip("this release has no key_mapping")
+    case = make_case("7B")
+    directory = synthetic.write_checkpoint(tmp_path / "model", renamed(case.state, "student."), case.config)
+    assert_close(logits(load(directory, key_mapping={r"^student\.": ""}), case.ids), case.logits)

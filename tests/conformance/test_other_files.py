@@ -78,3 +78,10 @@ def test_a_sound_checkpoint_that_fails_keeps_its_error(tmp_path: Path) -> None:
     directory = synthetic.write_checkpoint(tmp_path / "model", case.state, case.config)
     with pytest.raises(TypeError):
         load(directory, no_such_argument=1)
+
+
+@pytest.mark.parametrize("length", [0x0280, 0x0380, 0x4643])
+def test_a_header_whose_length_looks_like_a_pickle(length: int) -> None:
+    from zamba_compat.checkpoint.file_kinds import kind_of
+
+    assert kind_of(length.to_bytes(8, "little") + b'{"a":') is None
