@@ -35,6 +35,7 @@ from .transformers import (
     rotary_without_rope,
     saved_again,
     saved_once,
+    shared_quantized,
     shared_skipped,
     shared_token,
     single_token,
@@ -71,6 +72,7 @@ ADAPTERS: tuple[Adapter, ...] = (
     *cpu_refused.ADAPTERS,
     *packed_weight_cast.ADAPTERS,
     *shared_skipped.ADAPTERS,
+    *shared_quantized.ADAPTERS,
     *quant_state_per_module.ADAPTERS,
     # bitsandbytes itself, on a CPU. Packing comes after the others, which meet plain weights only.
     storage_cast.ADAPTER,

@@ -18,6 +18,7 @@ from .checkpoint.strict_json import listed
 from .errors import CheckpointError
 from .foreign_names import own_names
 from .quantized import fit_to_stored
+from .quantizers import is_bitsandbytes, rename_metadata
 from .rehydrate import REMEDY_DIVERGENT, Divergence, plan
 from .settings import settings
 from .sharing import SharingMap
@@ -87,7 +88,7 @@ class Stored:
 
                 return opened.enter_context(safe_open(file, framework="pt", device="cpu"))
 
-            for name in _names_in(file):
+            for name in names_in(file):
                 self._refuse_second(name, file)
                 self._read[name] = lambda name=name: handle().get_tensor(name)  # type: ignore[misc]
                 self._slice[name] = lambda name=name: handle().get_slice(name)  # type: ignore[misc]
@@ -207,7 +208,7 @@ def hub_layout(call: LoaderCall, opened: ExitStack) -> dict[str, Any] | None:
     stored = Stored(state_dict, files, opened)
     if not call.names_are_mapped:
         stored.rename(model)
-    if quantizer is not None:
+    if quantizer is not None and is_bitsandbytes(quantizer):
         fit_to_stored(model, stored.names, quantizer.quantization_config, stored.where)
     sharing = SharingMap.from_config(model.config)
     layout = plan(stored.names, sharing, where=stored.where)
@@ -221,11 +222,13 @@ def hub_layout(call: LoaderCall, opened: ExitStack) -> dict[str, Any] | None:
         _tell(divergences, choice, stored.where)
     if layout.sharing != sharing:
         untie(model)
+    if quantizer is not None:
+        rename_metadata(quantizer, ((name, stored.renamed.get(key, key)) for name, key in layout.sources.items()))
     take = stored.read if call.config is None else stored.lazy
     return {name: computed[name] if name in computed else take(source) for name, source in layout.sources.items()}
 
 
-def _names_in(file: str) -> list[str]:
+def names_in(file: str) -> list[str]:
     """The names in a .safetensors file, whose header is checked as every command does."""
     fd = open_regular(Path(file), where=str(file))
     try:
