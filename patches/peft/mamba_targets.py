@@ -41,10 +41,11 @@ def check(original: Any) -> Any:
 
 ADAPTER = Adapter(
     name="peft-mamba-targets",
-    requires="peft>=0.16.0,<0.22",
+    library="peft",
+    since="0.16.0",
+    group="finetuning",
     target="peft.tuners.tuners_utils:_check_lora_target_modules_mamba",
     replace=check,
     signature=("peft_config", "model", "target_name"),
     upstream="huggingface/peft#2556, #2562",
-    ends=None,
 )
