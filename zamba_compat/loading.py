@@ -73,10 +73,10 @@ class Stored:
         prefix = base if hasattr(model, model.base_model_prefix) else ""
         sharing, targets = SharingMap.from_config(model.config), set(model.state_dict())
         names = own_names(self.names, targets, sharing, prefix, read=self.read, where=self.where)
-        for table in (self._read, self._slice, self.file_of):
-            known = dict(table)  # type: ignore[call-overload]
-            table.clear()  # type: ignore[attr-defined]
-            table.update({own: known[name] for own, name in names.items() if name in known})  # type: ignore[attr-defined]
+        read, slices, files = self._read, self._slice, self.file_of
+        self._read = {own: read[name] for own, name in names.items()}
+        self._slice = {own: slices[name] for own, name in names.items() if name in slices}
+        self.file_of = {own: files[name] for own, name in names.items() if name in files}
         self.renamed = {own: name for own, name in names.items() if own != name}
 
     def _open(self, file: str, opened: ExitStack) -> None:

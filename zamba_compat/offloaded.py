@@ -70,7 +70,8 @@ def offload_index(
         for name in names:
             key, stored_name = _stored_as(name, model, layout)
             if stored_name in stored.file_of and key not in computed:
-                index[name] = _entry(stored.file_of[stored_name], stored.renamed.get(stored_name, stored_name), tensors[name].dtype)
+                written_as = stored.renamed.get(stored_name, stored_name)
+                index[name] = _entry(stored.file_of[stored_name], written_as, tensors[name].dtype)
                 continue
             if key not in written:
                 value = computed.get(key, tensors[name])

@@ -30,10 +30,20 @@ _QUANTO = ("_data", "_scale", "_shift")
 _COMPRESSED = ("packed", "scale", "zero_point", "shape", "g_idx", "global_scale")
 _CALIBRATED = tuple(f"{end}_{part}" for end in ("input", "output") for part in ("scale", "zero_point", "global_scale"))
 _HQQ = ("zero", "scale", "group_size", "nbits", "axis", "shape", "packing", "channel_wise", "round_zero", "optimize")
-_HQQ += ("compute_dtype", "view_as_float", "unpack_view_dtype", "quant_scale", "quant_zero", "stores_quant_config")
-_HQQ += ("offload_meta", "encoded_state_dict", "meta")
+_HQQ_MORE = ("compute_dtype", "view_as_float", "unpack_view_dtype", "quant_scale", "quant_zero", "stores_quant_config")
+_HQQ_LAST = ("offload_meta", "encoded_state_dict", "meta")
 _OTHERS = ("weight_scale_inv", "activation_scale", "weight_scales", "qzeros", "scales", "g_idx", "codebooks")
-_PARTS = {*_8BIT, *_VALUES, *_CALIBRATED, *_HQQ, *_OTHERS, *(f"weight_{part}" for part in _COMPRESSED)}
+_TELLING = {"W_q": "HQQ", "weight_scale_inv": "FP8 with blocks", "codes": "AQLM", "weight_scales": "EETQ"}
+_PARTS = {
+    *_8BIT,
+    *_VALUES,
+    *_CALIBRATED,
+    *_HQQ,
+    *_HQQ_MORE,
+    *_HQQ_LAST,
+    *_OTHERS,
+    *(f"weight_{part}" for part in _COMPRESSED),
+}
 
 
 def weight_of(name: str) -> str | None:
@@ -71,7 +81,7 @@ def format_of(parts: Collection[str]) -> str:
         return "torchao"
     if any(part.split(".")[0] in _QUANTO for part in parts):
         return "quanto"
-    for part, name in (("W_q", "HQQ"), ("weight_scale_inv", "FP8 with blocks"), ("codes", "AQLM"), ("weight_scales", "EETQ")):
+    for part, name in _TELLING.items():
         if part in parts:
             return name
     if "qweight" in parts:

@@ -40,12 +40,13 @@ def from_pretrained(original: Any) -> Any:
 ADAPTERS = tuple(
     Adapter(
         name=f"{model_type}-other-files",
-        requires="transformers>=4.49,<5.25",
+        library="transformers",
+        since="4.49",
+        group="loading",
         target=f"transformers.models.{model_type}.modeling_{model_type}:{cls}.from_pretrained",
         replace=from_pretrained,
         signature=("cls", "pretrained_model_name_or_path", ...),
         upstream="none known",
-        ends=None,
     )
     for model_type, cls in (("zamba2", "Zamba2PreTrainedModel"), ("zamba", "ZambaPreTrainedModel"))
 )

@@ -135,9 +135,7 @@ def forward(original: Any) -> Any:
     return forward
 
 
-_CACHE = tuple(
-    f"transformers.cache_utils:Cache.{name}" for name in ("update_conv_state", "update_recurrent_state")
-)
+_CACHE = tuple(f"transformers.cache_utils:Cache.{name}" for name in ("update_conv_state", "update_recurrent_state"))
 _RELIES = (f"{MIXER}.__init__", *_CACHE)
 _TORCH_FORWARD = ("self", "input_states", "cache_params", "attention_mask")
 

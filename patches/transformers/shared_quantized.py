@@ -67,9 +67,10 @@ def load(original: Any) -> Any:
 ADAPTERS = (
     Adapter(
         name="shared-quantized",
-        requires="transformers>=5.0,<5.25",
+        library="transformers",
+        since="5.0",
+        group="quantization",
         upstream="none known",
-        ends=None,
         patches=(
             Patch(
                 target="transformers.quantizers.base:HfQuantizer.preprocess_model",
@@ -86,12 +87,13 @@ ADAPTERS = (
     *(
         Adapter(
             name=f"{model_type}-quantized-once",
-            requires="transformers>=5.0,<5.25",
+            library="transformers",
+            since="5.0",
+            group="quantization",
             target=f"transformers.models.{model_type}.modeling_{model_type}:{cls}._load_pretrained_model",
             replace=load,
             signature=("model", "state_dict", ...),
             upstream="none known",
-            ends=None,
         )
         for model_type, cls in (("zamba2", "Zamba2PreTrainedModel"), ("zamba", "ZambaPreTrainedModel"))
     ),

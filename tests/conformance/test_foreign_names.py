@@ -46,8 +46,10 @@ def renamed(state: synthetic.State, how: str) -> synthetic.State:
 @pytest.mark.parametrize("auto", ["AutoModelForCausalLM", "AutoModel"])
 @pytest.mark.parametrize(
     "how",
-    ["module.", "_orig_mod.", "base_model.model.", "model.", "_orig_mod.module.", "bare"]
-    + ["half", "half bare", "base layers", "compiled layers", "checkpointed layers"],
+    [
+        *("module.", "_orig_mod.", "base_model.model.", "model.", "_orig_mod.module."),
+        *("bare", "half", "half bare", "base layers", "compiled layers", "checkpointed layers"),
+    ],
 )
 def test_wrappers(how: str, auto: str, tmp_path: Path) -> None:
     case = make_case("7B")
@@ -77,7 +79,9 @@ def test_saved_logits_or_an_error_that_names_tensors(
     case = make_case(pattern)
     state = lay_out(case.state, case.config, layout)
     names = [key.removeprefix("model.") if bare else key for key in state]
-    state = {prefixes[n % len(prefixes)] + name: t for n, (name, t) in enumerate(zip(names, state.values(), strict=True))}
+    state = {
+        prefixes[n % len(prefixes)] + name: t for n, (name, t) in enumerate(zip(names, state.values(), strict=True))
+    }
     with TemporaryDirectory() as directory:
         size = 200_000 if sharded else None
         synthetic.write_checkpoint(Path(directory), state, case.config, max_shard_size=size)

@@ -17,7 +17,10 @@ pytestmark = pytest.mark.ours
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 4973821432\n"
 KINDS = {
     "pointer": (POINTER, "git-lfs pointer.*git lfs pull"),
-    "page": (b"\n<!DOCTYPE html>\n<html><head><title>Sign in</title></head></html>" + b" " * 4000, "web page.*hf download"),
+    "page": (
+        b"\n<!DOCTYPE html>\n<html><head><title>Sign in</title></head></html>" + b" " * 4000,
+        "web page.*hf download",
+    ),
     "gguf": (b"GGUF\x03\x00\x00\x00" + bytes(1000), "GGUF.*safetensors"),
 }
 

@@ -16,6 +16,7 @@ _PAGES = (b"<!doctype html", b"<html", b"<?xml")
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
 _ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin", "adapter_config.json")
 
+
 class Kind(NamedTuple):
     """What a file is, one sentence, and what to do."""
 

@@ -71,8 +71,8 @@ def read_header(fd: int, *, shard: str, where: str) -> Header:
         where: what to call the file in errors.
 
     Raises:
-        CheckpointError: a file that cannot be read, is of another kind, is empty or truncated, trailing bytes, a header that is too long
-            or no JSON object or names a tensor twice, an unknown dtype, a size that does not follow from dtype and
+        CheckpointError: a file that cannot be read, is of another kind, empty or truncated, trailing bytes, a header
+            that is too long or no JSON object or names a tensor twice, an unknown dtype, a size that does not follow from dtype and
             shape, tensors that overlap or leave a hole.
     """
     size = os.fstat(fd).st_size

@@ -145,9 +145,7 @@ def under_own_names(
     """
     stored = checkpoint.tensors
     heads = ("lm_head.weight", "score.weight")
-    names = own_names(
-        stored, {*sharing.expanded_keys(), *heads}, sharing, "model.", read=checkpoint.read, where=where
-    )
+    names = own_names(stored, {*sharing.expanded_keys(), *heads}, sharing, "model.", read=checkpoint.read, where=where)
     if all(own == name for own, name in names.items()):
         return stored, {name: Recipe((name,)) for name in stored}
     recipes = {own: Recipe((name,)) for own, name in names.items()}
