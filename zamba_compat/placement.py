@@ -90,7 +90,7 @@ def dispatch(original: Any, model: Any, **options: Any) -> Any:
     # The mixers read the weights of their convolutions and projections directly, past these modules' own hooks.
     mixers = {type(module).__name__ for module in model.modules() if hasattr(module, "in_proj")}
     options["preload_module_classes"] = sorted({*(options.get("preload_module_classes") or ()), *mixers})
-    with _one_name_per_module(model) as hidden:
+    with one_name_per_module(model) as hidden:
         options["device_map"] = {name: p for name, p in placement.device_map.items() if not _is_below(name, hidden)}
         dispatched = original(model, **options)
     model.hf_device_map = dict(placement.device_map)
@@ -147,7 +147,7 @@ def _ties(model: Any, sharing: SharingMap) -> Iterator[tuple[str, str]]:
 
 
 @contextmanager
-def _one_name_per_module(model: Any) -> Iterator[list[str]]:
+def one_name_per_module(model: Any) -> Iterator[list[str]]:
     """Take modules out of the tree where they appear a second time; yields the names taken out.
 
     In 4.x all positions of a block are one module object, and hooks attached to it under each name would read an

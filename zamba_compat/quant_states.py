@@ -29,9 +29,9 @@ _TORCHAO = "_weight_"
 _QUANTO = ("_data", "_scale", "_shift")
 _COMPRESSED = ("packed", "scale", "zero_point", "shape", "g_idx", "global_scale")
 _CALIBRATED = tuple(f"{end}_{part}" for end in ("input", "output") for part in ("scale", "zero_point", "global_scale"))
-_HQQ = ("zero", "scale", "group_size", "nbits", "axis", "shape", "packing", "channel_wise", "round_zero", "optimize")
-_HQQ_MORE = ("compute_dtype", "view_as_float", "unpack_view_dtype", "quant_scale", "quant_zero", "stores_quant_config")
-_HQQ_LAST = ("offload_meta", "encoded_state_dict", "meta")
+# Of HQQ's names those that mean nothing else; the others are "scale", "zero", "shape", "axis" and the like.
+_HQQ = ("nbits", "group_size", "channel_wise", "round_zero", "view_as_float", "unpack_view_dtype", "quant_scale")
+_HQQ_LAST = ("quant_zero", "stores_quant_config", "offload_meta", "encoded_state_dict")
 _OTHERS = ("weight_scale_inv", "activation_scale", "weight_scales", "qzeros", "scales", "g_idx", "codebooks")
 _TELLING = {"W_q": "HQQ", "weight_scale_inv": "FP8 with blocks", "codes": "AQLM", "weight_scales": "EETQ"}
 _PARTS = {
@@ -39,7 +39,6 @@ _PARTS = {
     *_VALUES,
     *_CALIBRATED,
     *_HQQ,
-    *_HQQ_MORE,
     *_HQQ_LAST,
     *_OTHERS,
     *(f"weight_{part}" for part in _COMPRESSED),

@@ -53,6 +53,22 @@ def after_replacing(model: Any) -> None:
     sharing = SharingMap.from_config(model.config)
     ties = model.get_expanded_tied_weights_keys(all_submodels=True)
     model.all_tied_weights_keys = {alias: first for alias, first in ties.items() if sharing.parse(alias) is None}
+    decompression = getattr(model, "ct_decompress_hook", None)
+    if decompression is not None:
+        hooks = model._forward_pre_hooks
+        hooks[decompression.id] = _seeing_modules_once(hooks[decompression.id])
+
+
+def _seeing_modules_once(hook: Any) -> Any:
+    """compressed-tensors' hook of the first forward, which prepares a module again for each name that it has."""
+
+    def decompress(model: Any, args: Any) -> Any:
+        from .placement import one_name_per_module
+
+        with one_name_per_module(model):
+            return hook(model, args)
+
+    return decompress
 
 
 def modules_to_skip(model: Any, found: Iterable[str], asked: Sequence[str] | None) -> list[str]:

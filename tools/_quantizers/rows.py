@@ -18,14 +18,16 @@ class Row:
         needs: the module that has to be importable.
         config: makes transformers' quantization config; None for checkpoints that another tool quantizes.
         scheme: compressed-tensors' preset, for those.
-        floating: the dtype to load the rest in.
+        rounds_activations: whether the library quantizes activations too, so that logits are near the weights' only.
+        because: why it runs on no CPU, where the library's message does not say so.
     """
 
     name: str
     needs: str
     config: Callable[[], Any] | None = None
     scheme: str | None = None
-    floating: str = "float32"
+    rounds_activations: bool = False
+    because: str = ""
 
 
 def _bitsandbytes(**options: Any) -> Callable[[], Any]:
@@ -45,6 +47,13 @@ def _torchao(name: str, **options: Any) -> Callable[[], Any]:
         return TorchAoConfig(getattr(quantization, name)(**options))
 
     return make
+
+
+def _opaque_int4() -> Any:
+    from torchao.prototype.quantization.int4.inference_workflow import PrototypeInt4WeightOnlyConfig
+    from transformers import TorchAoConfig
+
+    return TorchAoConfig(PrototypeInt4WeightOnlyConfig(group_size=32))
 
 
 def _quanto(weights: str) -> Callable[[], Any]:
@@ -72,17 +81,24 @@ ROWS = (
     Row("bitsandbytes NF4", "bitsandbytes", _bitsandbytes(load_in_4bit=True, bnb_4bit_quant_type="nf4")),
     Row("bitsandbytes int8", "bitsandbytes", _bitsandbytes(load_in_8bit=True, llm_int8_threshold=1e-9)),
     Row("torchao int8 weight-only", "torchao", _torchao("Int8WeightOnlyConfig", version=2)),
-    Row("torchao int4 weight-only", "torchao", _torchao("Int4WeightOnlyConfig", group_size=32, version=2)),
+    Row(
+        "torchao int4 weight-only",
+        "torchao",
+        _torchao("Int4WeightOnlyConfig", group_size=32),
+        because="torchao packs it with mslk, for CUDA alone",
+    ),
+    Row("torchao int4 weight-only, for CPUs", "torchao", _opaque_int4),
     Row("torchao intx 4-bit weight-only", "torchao", _torchao("IntxWeightOnlyConfig", weight_dtype=torch.int4)),
     Row(
         "torchao int8 dynamic",
         "torchao",
         _torchao("Int8DynamicActivationInt8WeightConfig", version=2),
+        rounds_activations=True,
     ),
     Row("torchao float8 weight-only", "torchao", _torchao("Float8WeightOnlyConfig", version=2)),
     Row("compressed-tensors W4A16", "compressed_tensors", scheme="W4A16"),
     Row("compressed-tensors W8A16", "compressed_tensors", scheme="W8A16"),
-    Row("compressed-tensors FP8", "compressed_tensors", scheme="FP8"),
+    Row("compressed-tensors FP8", "compressed_tensors", scheme="FP8_DYNAMIC", rounds_activations=True),
     Row("quanto int8", "optimum.quanto", _quanto("int8")),
     Row("quanto int4", "optimum.quanto", _quanto("int4")),
     Row("quanto float8", "optimum.quanto", _quanto("float8")),

@@ -72,8 +72,8 @@ def read_header(fd: int, *, shard: str, where: str) -> Header:
 
     Raises:
         CheckpointError: a file that cannot be read, is of another kind, empty or truncated, trailing bytes, a header
-            that is too long or no JSON object or names a tensor twice, an unknown dtype, a size that does not follow from dtype and
-            shape, tensors that overlap or leave a hole.
+            that is too long or no JSON object or names a tensor twice, an unknown dtype, a size that does not follow
+            from dtype and shape, tensors that overlap or leave a hole.
     """
     size = os.fstat(fd).st_size
     if size == 0:
