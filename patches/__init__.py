@@ -14,6 +14,7 @@ import os
 
 from zamba_compat.adapters import Adapter
 
+from .accelerate import one_place
 from .bitsandbytes import carried_cpu_flag, cpu_packing, cpu_product, state_dtype, storage_cast
 from .mergekit import base_decides, one_parent_only, optional_t, shared_blocks
 from .peft import mamba_targets, tied_merge
@@ -76,6 +77,7 @@ ADAPTERS: tuple[Adapter, ...] = (
     *rehydrate.ADAPTERS,
     *device_map_aliases.ADAPTERS,
     *other_files.ADAPTERS,
+    one_place.ADAPTER,
     # Quantization.
     *cpu_refused.ADAPTERS,
     *packed_weight_cast.ADAPTERS,
