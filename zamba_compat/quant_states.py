@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-BITSANDBYTES = ("nf4", "fp4", "int8", "bitsandbytes")
+BITSANDBYTES = ("nf4", "fp4", "int8", "bitsandbytes")  # what `format_of` says of its formats
 _4BIT = ("absmax", "quant_map", "nested_absmax", "nested_quant_map")
 _QUANT_STATE = "quant_state."
 _8BIT = ("SCB", "weight_format")
@@ -67,6 +67,11 @@ def holds_values(name: str) -> bool:
     """Whether a part holds the values of its weight, in the place of x.weight itself."""
     part = part_of(name)
     return part in _VALUES or part in ("_data", "_data._data")
+
+
+def is_weight(name: str) -> bool:
+    """Whether a stored name stands for one weight: a plain one's, or the values of a quantized one."""
+    return base_of(name) == name or holds_values(name)
 
 
 def format_of(parts: Collection[str]) -> str:

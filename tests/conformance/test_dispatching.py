@@ -25,7 +25,10 @@ def empty(directory: Path) -> Any:
 
 def places(config: synthetic.Config, disk_from: int) -> dict[str, str]:
     layers = {f"model.layers.{n}": "disk" if n >= disk_from else "cpu" for n in range(config["num_hidden_layers"])}
-    return {**dict.fromkeys(("model.embed_tokens", "lm_head", "model.final_layernorm", "model.rotary_emb"), "cpu"), **layers}
+    return {
+        **dict.fromkeys(("model.embed_tokens", "lm_head", "model.final_layernorm", "model.rotary_emb"), "cpu"),
+        **layers,
+    }
 
 
 @pytest.mark.parametrize(("layout", "disk_from"), [("hub", 4), ("later-layer", 4), ("expanded", 3), ("hub", 0)])

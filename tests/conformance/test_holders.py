@@ -47,7 +47,10 @@ def test_saves_once_and_reloads(kind: str, pattern: str, name: str, tmp_path: Pa
     model = cls(AutoConfig.from_pretrained(tmp_path)).eval()
     model.save_pretrained(tmp_path / "saved")
     backbone = {key.removeprefix("model.") for key in case.state if key != "lm_head.weight"}
-    assert set(stored_names(tmp_path / "saved")) == {f"{name}.{key}" for key in backbone} | {"score.weight", "score.bias"}
+    assert set(stored_names(tmp_path / "saved")) == {f"{name}.{key}" for key in backbone} | {
+        "score.weight",
+        "score.bias",
+    }
     again, info = cls.from_pretrained(tmp_path / "saved", output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]
     kept, found = model.state_dict(), again.state_dict()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from support import synthetic
-from zamba_compat.errors import MissingTensorError
+from zamba_compat.convert import convert
+from zamba_compat.errors import CheckpointError, MissingTensorError
+from zamba_compat.inspection import inspect
 from zamba_compat.quant_states import base_of, format_of, holds_values, part_of
 from zamba_compat.quantized import once
 from zamba_compat.quantizers import modules_to_skip, plain_modules, rename_metadata
@@ -64,7 +67,8 @@ def test_names(format: str) -> None:
 def test_every_layout_fills_the_same_names(format: str, layout: str, seed: int) -> None:
     state = quantized(STATE, FORMATS[format])
     moved = {"hub": lambda: state, "expanded": lambda: synthetic.to_expanded(state, CONFIG)}.get(
-        layout, lambda: synthetic.to_partial(state, CONFIG, layout)  # type: ignore[arg-type]
+        layout,
+        lambda: synthetic.to_partial(state, CONFIG, layout),  # type: ignore[arg-type]
     )()
     assert sorted(plan(moved, SHARING).sources) == sorted(state)
     values = [name for name in state if SHARING.parse(name) and (holds_values(name) or name.endswith(".weight"))]
@@ -114,3 +118,20 @@ def test_the_header_of_torchao_follows_the_names() -> None:
     rename_metadata(quantizer, [(name.format(layer, "_weight_qdata"), name.format(last, "_weight_qdata"))])
     assert quantizer.metadata[name.format(layer, "weight")] == '{"_type": "X"}'
     assert name.format(layer, "weight") in quantizer.metadata["tensor_names"]
+
+
+@pytest.mark.parametrize("format", [name for name in FORMATS if name not in ("nf4", "int8")])
+def test_inspect_names_the_format_and_convert_refuses_it(format: str, tmp_path: Path) -> None:
+    state = quantized(STATE, FORMATS[format])
+    for name, tensor in state.items():
+        if name.endswith(".weight") and name in STATE:
+            state[name] = STATE[name] if tensor.numel() == 1 else tensor
+    source = synthetic.write_checkpoint(tmp_path / "source", synthetic.to_expanded(state, CONFIG), CONFIG)
+    found = inspect(source).a
+    assert found.quantization is not None
+    assert set(found.quantization.weights) == {format}
+    assert found.missing == () and found.extra == () and found.layout == "expanded"
+    assert [len(block.stored) for block in found.blocks] == [len(SHARING.layers_of(b)) for b in range(2)]
+    assert found.parameters == sum(tensor.numel() for tensor in STATE.values())
+    with pytest.raises(CheckpointError, match=rf"in the format of {format}"):
+        convert(source, tmp_path / "out")

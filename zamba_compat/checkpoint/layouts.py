@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from zamba_compat.checkpoint.dtypes import SIZES
 from zamba_compat.checkpoint.recipe import Recipe
 from zamba_compat.checkpoint.shapes import expected_shapes, fill_in
-from zamba_compat.checkpoint.validate import check_names, check_tensors, quantized_names
+from zamba_compat.checkpoint.validate import check_names, check_tensors, quantized_names, refuse_other_formats
 from zamba_compat.dialects import normalise_config, to_release_config
 from zamba_compat.errors import CheckpointError
 from zamba_compat.foreign_names import own_names
@@ -108,6 +108,7 @@ def read_contents(checkpoint: Checkpoint, *, allow_unknown: bool = False, keep_u
     config.pop("auto_map", None)  # names of code that is not copied
 
     sharing = SharingMap.from_config(config)
+    refuse_other_formats(tensors, where)
     config, assumed = fill_in(config, where)
     prefix = _prefix(tensors, where)
     expected = expected_shapes(config, sharing, prefix=prefix)

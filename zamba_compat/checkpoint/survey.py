@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from zamba_compat.copies import same_bits
 from zamba_compat.dialects import normalise_config
 from zamba_compat.errors import CheckpointError
-from zamba_compat.quant_states import base_of, part_of
+from zamba_compat.quant_states import base_of, holds_values, is_weight, part_of
 from zamba_compat.rehydrate import Plan, plan
 from zamba_compat.sharing import SharingMap
 
@@ -76,9 +76,10 @@ class Survey:
     def parts(self) -> dict[str, dict[str, str]]:
         """Quantized weight -> what a part is to it (`quant_states.part_of`) -> the part's name."""
         found: dict[str, dict[str, str]] = {}
-        for name in self.tensors:
+        held = {base_of(name) for name in self.tensors if is_weight(name)}
+        for name in filter(lambda name: base_of(name) in held, self.tensors):
             part = part_of(name)
-            if part is not None and base_of(name) in self.tensors:
+            if part is not None:
                 found.setdefault(base_of(name), {})[part] = name
         return found
 
@@ -92,6 +93,8 @@ class Survey:
     def shape(self, name: str) -> Shape:
         """Of a weight before it was quantized."""
         info = self.tensors[name]
+        if holds_values(name):
+            return self.expected.get(self.canonical(base_of(name))) or info.shape
         if name in self.parts and info.dtype != "I8":
             expected = self.expected.get(self.canonical(name))
             return expected or (2 * info.nbytes,)
