@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 
-from zamba_compat.adapters import Adapter
+from zamba_compat.adapters import GUARDING, Adapter
 
 from .accelerate import one_place
 from .bitsandbytes import carried_cpu_flag, cpu_packing, cpu_product, state_dtype, storage_cast
@@ -56,7 +56,7 @@ __all__ = ["ADAPTERS", "JUDGED", "VERIFIED", "release_fault"]
 
 VERIFIED = os.path.join(os.path.dirname(__file__), "verified.json")
 
-JUDGED = tuple(("transformers", g) for g in ("config", "tying", "saving", "loading", "quantization", "numbers"))
+JUDGED = tuple(("transformers", group) for group in sorted(GUARDING))
 """Groups that are applied to changed code too, in releases not yet tested: what they do is checked where it shows."""
 
 ADAPTERS: tuple[Adapter, ...] = (

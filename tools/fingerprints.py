@@ -2,6 +2,7 @@
 
     python tools/fingerprints.py transformers 5.24.0=FOLDER ...   add releases, each from the folder it is installed in
     python tools/fingerprints.py transformers 5.24.0              the release that is installed here
+    python tools/fingerprints.py --again                          every recorded release anew, for adapters that are new
     python tools/fingerprints.py --diff transformers 5.23.0=FOLDER 5.24.0=FOLDER   what changed, as a diff
 
 A release is added after the whole suite has passed with it: `make next-release` does both.
@@ -43,6 +44,30 @@ def read(library: str, folder: str | None) -> dict[str, tuple[str | None, str | 
     )
     found: dict[str, tuple[str | None, str | None]] = json.loads(done.stdout)
     return found
+
+
+def marks(library: str, folder: str | None) -> dict[str, str | None]:
+    """Every target's fingerprint in the release that a folder holds, or in the one that is installed."""
+    return {target: mark for target, (mark, _) in read(library, folder).items()}
+
+
+def again() -> dict[str, Any]:
+    """The record made anew for all of its releases, each from a folder of its own."""
+    import overlays
+
+    record: dict[str, Any] = json.loads(RECORD.read_text(encoding="utf-8"))
+    made: dict[str, Any] = {}
+    for library, entry in record.items():
+        found = {}
+        for release in entry["releases"]:
+            here = release == overlays.installed(library)
+            found[release] = marks(library, None if here else str(overlays.build(library, release)))
+        made = added(made, library, found)
+    return made
+
+
+def write(record: dict[str, Any]) -> None:
+    RECORD.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 def parse_release(text: str, library: str) -> tuple[str, str | None]:
@@ -87,20 +112,31 @@ def at(entry: dict[str, Any], release: str) -> dict[str, str | None]:
 def diff(library: str, before: tuple[str, str | None], after: tuple[str, str | None]) -> str:
     """What changed in the targets between two releases, as a unified diff of each."""
     old, new = read(library, before[1]), read(library, after[1])
-    parts = []
-    for target in new:
-        if old.get(target, (None, None))[0] != new[target][0]:
-            texts = [(side.get(target, (None, None))[1] or "").splitlines(keepends=True) for side in (old, new)]
-            parts.append("".join(difflib.unified_diff(*texts, f"{target} {before[0]}", f"{target} {after[0]}")))
-    return "\n".join(parts)
+    return "\n".join(
+        unified(target, (before[0], old[target][1]), (after[0], new[target][1]))
+        for target in new
+        if old[target][0] != new[target][0]
+    )
+
+
+def unified(target: str, before: tuple[str, str | None], after: tuple[str, str | None]) -> str:
+    """The diff of a target's source between two releases, each given as (release, source)."""
+    texts = [(text or "").splitlines(keepends=True) for _, text in (before, after)]
+    return "".join(difflib.unified_diff(*texts, f"{target} {before[0]}", f"{target} {after[0]}"))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--diff", action="store_true", help="show what changed between two releases; write nothing")
-    parser.add_argument("library")
-    parser.add_argument("releases", nargs="+", metavar="RELEASE[=FOLDER]")
+    parser.add_argument("--again", action="store_true", help="read every recorded release again")
+    parser.add_argument("library", nargs="?")
+    parser.add_argument("releases", nargs="*", metavar="RELEASE[=FOLDER]")
     options = parser.parse_args(arguments)
+    if options.again == bool(options.releases):
+        parser.error("name a library and its releases, or --again alone")
+    if options.again:
+        write(again())
+        return 0
     releases = [parse_release(text, options.library) for text in options.releases]
     if options.diff:
         if len(releases) != 2:
@@ -108,11 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(diff(options.library, *releases))
         return 0
     record = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.exists() else {}
-    found = {
-        release: {target: mark for target, (mark, _) in read(options.library, folder).items()}
-        for release, folder in releases
-    }
-    RECORD.write_text(json.dumps(added(record, options.library, found), indent=1) + "\n", encoding="utf-8")
+    write(added(record, options.library, {release: marks(options.library, folder) for release, folder in releases}))
     return 0
 
 

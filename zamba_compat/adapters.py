@@ -103,11 +103,8 @@ class Verdict(NamedTuple):
         known = "newer than what was tested" if self._is_newer() else "not one of the tested releases"
         short = (target.partition(":")[2].rpartition("PreTrainedModel.")[2] for target in self.changed)
         functions = list(dict.fromkeys(short))
-        judged = (
-            f", also where code changed ({', '.join(functions)}): what they do there is checked" if functions else ""
-        )
-        unchanged = "" if functions else " unchanged"
-        return f"{name} is {known}; {self.active} adapters apply{unchanged}{judged}{off}"
+        how = f", what they do is checked since {', '.join(functions)} changed" if functions else " unchanged"
+        return f"{name} is {known}; {self.active} adapters apply{how}{off}"
 
     def _is_newer(self) -> bool:
         from packaging.version import InvalidVersion, Version

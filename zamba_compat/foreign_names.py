@@ -92,6 +92,16 @@ def own_names(
     return found
 
 
+def names_in_model(
+    model: Any, stored: Collection[str], read: Callable[[str], Any], where: str | None = None
+) -> dict[str, str]:
+    """`own_names` of the tensors that `model` is loaded from, or was."""
+    base = f"{model.base_model_prefix}."
+    prefix = base if hasattr(model, model.base_model_prefix) else ""
+    sharing = SharingMap.from_config(model.config)
+    return own_names(stored, set(model.state_dict()), sharing, prefix, read=read, where=where)
+
+
 def _candidates(name: str, prefix: str) -> Iterator[str]:
     """What a stored name may mean, best first."""
     words = [word for word in name.split(".") if word not in _WRAPPERS]

@@ -16,7 +16,7 @@ from .checkpoint.headers import read_header
 from .checkpoint.pickled import unpickle
 from .checkpoint.strict_json import listed
 from .errors import CheckpointError
-from .foreign_names import own_names
+from .foreign_names import names_in_model
 from .quantized import fit_to_stored
 from .quantizers import is_bitsandbytes, rename_metadata
 from .rehydrate import REMEDY_DIVERGENT, Divergence, plan
@@ -69,10 +69,7 @@ class Stored:
         Raises:
             MissingTensorError, CheckpointError: see `foreign_names.own_names`.
         """
-        base = f"{model.base_model_prefix}."
-        prefix = base if hasattr(model, model.base_model_prefix) else ""
-        sharing, targets = SharingMap.from_config(model.config), set(model.state_dict())
-        names = own_names(self.names, targets, sharing, prefix, read=self.read, where=self.where)
+        names = names_in_model(model, self.names, self.read, self.where)
         read, slices, files = self._read, self._slice, self.file_of
         self._read = {own: read[name] for own, name in names.items()}
         self._slice = {own: slices[name] for own, name in names.items() if name in slices}

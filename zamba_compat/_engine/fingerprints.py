@@ -44,8 +44,11 @@ def source(target: str) -> str | None:
         return None
     place, node, _ = found
     file = _file(place)
-    text = ast.get_source_segment(file.read_text(encoding="utf-8"), node) if file is not None else None
-    return text if text is None else f"# {place}\n{text}\n"
+    if file is None:
+        return None
+    first = min([node.lineno, *(decorator.lineno for decorator in getattr(node, "decorator_list", ()))])
+    lines = file.read_text(encoding="utf-8").splitlines()[first - 1 : node.end_lineno]
+    return "\n".join([f"# {place}", *lines, ""])
 
 
 def forget() -> None:
@@ -127,10 +130,11 @@ def _statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
     for node in body:
         yield node
         if isinstance(node, ast.If | ast.Try | ast.With):
-            for name in ("body", "orelse", "finalbody"):
-                yield from _statements(getattr(node, name, []))
+            yield from _statements(node.body)
             for handler in getattr(node, "handlers", ()):
                 yield from _statements(handler.body)
+            for name in ("orelse", "finalbody"):
+                yield from _statements(getattr(node, name, []))
 
 
 @lru_cache(maxsize=64)
@@ -164,6 +168,8 @@ def _dump(node: ast.AST) -> str:
     """A node as text: its type and its fields, but for what says nothing of the behaviour."""
     if isinstance(node, ast.AnnAssign):  # x: int = 1 is x = 1, and x: int is nothing
         return "" if node.value is None else f"Assign(targets=[{_dump(node.target)}],value={_dump(node.value)})"
+    if isinstance(node, ast.JoinedStr):
+        return f"JoinedStr({_f_string(node)})"
     fields = []
     for name, value in ast.iter_fields(node):
         if name in _LEFT_OUT:
@@ -172,6 +178,19 @@ def _dump(node: ast.AST) -> str:
             value = _without_docstring(value)
         fields.append(f"{name}={_value(value)}")
     return f"{type(node).__name__}({','.join(fields)})"
+
+
+def _f_string(node: ast.JoinedStr) -> str:
+    """The parts of an f-string; Python 3.12 cuts its text into other pieces than the rest."""
+    parts: list[str] = []
+    text = ""
+    for part in node.values:
+        if isinstance(part, ast.Constant):
+            text += str(part.value)
+            continue
+        parts += [repr(text), _dump(part)] if text else [_dump(part)]
+        text = ""
+    return ",".join([*parts, repr(text)] if text else parts)
 
 
 def _value(value: object) -> str:
