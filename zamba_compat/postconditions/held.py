@@ -74,6 +74,23 @@ def rotary(model: Any) -> list[Fault]:
     return [Fault("config", "use_long_context has no effect on the rotary frequencies, or another")]
 
 
+def placed(model: Any) -> list[Fault]:
+    """What accelerate has put on disk or on the CPU can be brought back: its index knows every name."""
+    known: dict[int, set[str]] = {}
+    for module in model.modules():
+        hook = getattr(module, "_hf_hook", None)
+        one: Any
+        for one in getattr(hook, "hooks", (hook,)):
+            weights: Any = getattr(one, "weights_map", None)
+            if not getattr(one, "offload", False) or not hasattr(weights, "dataset"):
+                continue
+            names = known.setdefault(id(weights.dataset), set(weights.dataset))
+            for name, _ in module.named_parameters(recurse=one.place_submodules):  # all of them are read at a forward
+                if f"{weights.prefix}{name}" not in names:
+                    return [Fault("placement", f"{weights.prefix}{name} is offloaded, and nothing knows where to")]
+    return []
+
+
 def as_stored(model: Any, source: Mapping[str, Any]) -> list[Fault]:
     """What the model holds is what the checkpoint stores, compared in a row of every tensor.
 
