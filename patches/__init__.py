@@ -14,6 +14,7 @@ import os
 
 from zamba_compat.adapters import GUARDING, Adapter
 
+from .accelerate import one_place
 from .bitsandbytes import carried_cpu_flag, cpu_packing, cpu_product, state_dtype, storage_cast
 from .mergekit import base_decides, della_rows, one_parent_only, optional_t, shared_blocks
 from .peft import mamba_targets, tied_merge
@@ -30,6 +31,7 @@ from .transformers import (
     hybrid_cache_reset,
     long_context,
     offloaded_save,
+    other_files,
     packed_weight_cast,
     plain_scan,
     quant_state_per_module,
@@ -38,6 +40,7 @@ from .transformers import (
     rotary_without_rope,
     saved_again,
     saved_once,
+    shared_quantized,
     shared_skipped,
     shared_token,
     single_token,
@@ -74,10 +77,13 @@ ADAPTERS: tuple[Adapter, ...] = (
     # Loading.
     *rehydrate.ADAPTERS,
     *device_map_aliases.ADAPTERS,
+    *other_files.ADAPTERS,
+    one_place.ADAPTER,
     # Quantization.
     *cpu_refused.ADAPTERS,
     *packed_weight_cast.ADAPTERS,
     *shared_skipped.ADAPTERS,
+    *shared_quantized.ADAPTERS,
     *quant_state_per_module.ADAPTERS,
     # bitsandbytes itself, on a CPU. Packing comes after the others, which meet plain weights only.
     storage_cast.ADAPTER,

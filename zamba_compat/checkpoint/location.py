@@ -10,6 +10,7 @@ from typing import Literal, NoReturn
 
 from zamba_compat.errors import CheckpointError
 
+from .file_kinds import LENGTH, refuse_adapter_alone, refuse_other_kinds
 from .files import stays_inside
 
 Format = Literal["safetensors", "torch"]
@@ -72,6 +73,8 @@ def locate(source: str | os.PathLike[str]) -> Location:
     for format, suffixes in SUFFIXES.items():
         if bare.endswith(suffixes):
             return _location(directory, directory / path.name, format, None, None)
+    with path.open("rb") as file:
+        refuse_other_kinds(file.read(LENGTH), where=str(path), pickle=True)
     _refuse("This is no file of weights and no index.", str(path), "Give a .safetensors file or its index.json.")
 
 
@@ -117,6 +120,7 @@ def _in_directory(directory: Path, name: str | None) -> Location:
             return _location(directory, index, format, single if os.path.lexists(single) else None, name)
         if os.path.lexists(single):
             return _location(directory, single, format, None, name)
+    refuse_adapter_alone(directory, where=str(directory))
     found = sorted(path.name for path in directory.iterdir() if path.name.endswith(SUFFIXES["safetensors"]))
     remedy = "Is this the directory of a checkpoint?"
     if len(found) == 1:

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 from zamba_compat.copies import same_bits
 from zamba_compat.dialects import normalise_config
 from zamba_compat.errors import CheckpointError
-from zamba_compat.quant_states import base_of, part_of
+from zamba_compat.quant_states import base_of, holds_values, is_weight, part_of
 from zamba_compat.rehydrate import Plan, plan
 from zamba_compat.sharing import SharingMap
 
 from .components import OTHER, component_of
 from .dequantize import dequantize
-from .layouts import outcomes, read_contents, without_tied_head, zyphra_layout
+from .layouts import outcomes, read_contents, under_own_names, without_tied_head, zyphra_layout
 from .lenient import Faults, Opened
 from .recipe import Recipe
 from .shapes import Shape, expected_shapes, fill_in, is_head
@@ -76,9 +76,10 @@ class Survey:
     def parts(self) -> dict[str, dict[str, str]]:
         """Quantized weight -> what a part is to it (`quant_states.part_of`) -> the part's name."""
         found: dict[str, dict[str, str]] = {}
-        for name in self.tensors:
+        held = {base_of(name) for name in self.tensors if is_weight(name)}
+        for name in filter(lambda name: base_of(name) in held, self.tensors):
             part = part_of(name)
-            if part is not None and base_of(name) in self.tensors:
+            if part is not None:
                 found.setdefault(base_of(name), {})[part] = name
         return found
 
@@ -92,6 +93,8 @@ class Survey:
     def shape(self, name: str) -> Shape:
         """Of a weight before it was quantized."""
         info = self.tensors[name]
+        if holds_values(name):
+            return self.expected.get(self.canonical(base_of(name))) or info.shape
         if name in self.parts and info.dtype != "I8":
             expected = self.expected.get(self.canonical(name))
             return expected or (2 * info.nbytes,)
@@ -174,6 +177,9 @@ def _as_far(opened: Opened) -> Survey:
             tensors = outcomes(recipes, tensors)
     config = faults.attempt(normalise_config, raw) if raw else None
     sharing = None if config is None else faults.attempt(SharingMap.from_config, config)
+    if zyphra is None and sharing is not None:
+        named = faults.attempt(under_own_names, checkpoint, sharing, where)
+        tensors, recipes = (tensors, recipes) if named is None else named
     if module is not None and converted is None and config is not None and sharing is not None:
         recipes = _renamed(module, tensors, sharing, config.get("num_attention_heads"))
         tensors = outcomes(recipes, tensors)
