@@ -37,6 +37,7 @@ COMMANDS = {
 
 EXIT_OK, EXIT_FAULT, EXIT_USAGE, EXIT_ERROR, EXIT_BUG = 0, 1, 2, 3, 4
 EXIT_INTERRUPTED, EXIT_PIPE = 130, 141  # 128 + SIGINT, 128 + SIGPIPE, as a shell has them
+_SIGNALS = {143: "SIGTERM", 129: "SIGHUP"}
 EPILOG = (
     "exit status: 0 done; 1 a fault was found; 2 wrong usage; 3 an error: the message says what, where and the remedy; "
     "4 a fault in this package; 130, 143 and 129 stopped by SIGINT, SIGTERM and SIGHUP, with nothing left half done; "
@@ -88,17 +89,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         return status
     except KeyboardInterrupt as stopped:
         kept = stopped.args[0] if stopped.args and isinstance(stopped.args[0], ZambaCompatError) else None
-        remedy = "Nothing is left half done: run it again."
-        return _ended(EXIT_INTERRUPTED, kept or ZambaCompatError("Stopped by SIGINT.", remedy=remedy), options, kept)
+        return _ended(EXIT_INTERRUPTED, kept or _stopped("SIGINT"), options, kept)
+    except SystemExit as ended:
+        if ended.code not in _SIGNALS or options.command == "run":
+            raise  # --help, and what a program says
+        return _ended(int(ended.code), _stopped(_SIGNALS[int(ended.code)]), options, None)
     except BrokenPipeError:
         return _nobody_reads()
     except Exception as error:
         if number := _signal():
-            return 128 + number
+            return _ended(128 + number, _stopped(_SIGNALS.get(128 + number, f"signal {number}")), options, None)
         if options.debug and not isinstance(error, WrongUsage):
             raise
         status, found = _explained(error, options)
         return _ended(status, found, options, found)
+
+
+def _stopped(signal: str) -> ZambaCompatError:
+    return ZambaCompatError(f"Stopped by {signal}.", remedy="Nothing is left half done: run it again.")
 
 
 def _ended(status: int, error: ZambaCompatError, options: argparse.Namespace, told: object) -> int:

@@ -87,7 +87,7 @@ def test_an_error_is_json_where_json_was_asked_for(
 @pytest.mark.parametrize(
     ("error", "status"),
     [(KeyError("x"), 4), (MemoryError(), 3), (PermissionError(13, "Permission denied", "/a"), 3),
-     (KeyboardInterrupt(), 130)],
+     (KeyboardInterrupt(), 130), (SystemExit(143), 143)],
 )  # fmt: skip
 def test_any_end_is_json(
     error: BaseException, status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
