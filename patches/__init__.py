@@ -22,6 +22,7 @@ from .transformers import (
     block_order,
     blocks_of_tokens,
     config_reading,
+    config_refused,
     config_writing,
     cpu_refused,
     device_map_aliases,
@@ -69,6 +70,7 @@ ADAPTERS: tuple[Adapter, ...] = (
     # Construction, tying, saving.
     block_order.ADAPTER,
     rotary_without_rope.ADAPTER,
+    config_refused.ADAPTER,
     *tie_map.ADAPTERS,
     *tied_keys.ADAPTERS,
     *saved_once.ADAPTERS,

@@ -177,7 +177,7 @@ def plan(keys: Iterable[str], sharing: SharingMap, *, where: str | None = None, 
         missing = [key for key in sharing.shared_keys(prefix=prefix) if key not in held]
         if missing:
             raise MissingTensorError(
-                f"no copy of {len(missing)} shared tensors is stored at any layer: {_named(missing, sharing)}",
+                f"no copy of {len(missing)} shared tensors is stored at any layer: {_named(missing, sharing)}.",
                 where=where,
                 remedy="The checkpoint is incomplete: download or convert it again.",
             )

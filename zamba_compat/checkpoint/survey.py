@@ -136,7 +136,8 @@ class Survey:
 def survey(opened: Opened) -> Survey:
     """What an open checkpoint holds; whatever `layouts.read_contents` refuses is added to its faults."""
     checkpoint, faults = opened.checkpoint, opened.faults
-    contents = faults.attempt(read_contents, checkpoint) if checkpoint.config or not faults.found else None
+    known = not opened.names_lost and (checkpoint.config or not faults.found)
+    contents = faults.attempt(read_contents, checkpoint) if known else None
     if contents is None:
         return _as_far(opened)
     shapes = expected_shapes(contents.config, contents.sharing, prefix=contents.prefix)
@@ -175,7 +176,9 @@ def _as_far(opened: Opened) -> Survey:
         if converted is not None:
             raw, recipes = converted
             tensors = outcomes(recipes, tensors)
-    config = faults.attempt(normalise_config, raw) if raw else None
+    file = checkpoint.path / "config.json"
+    source = raw if converted is not None or not file.is_file() else file  # the latter is named in messages
+    config = faults.attempt(normalise_config, source) if raw else None
     sharing = None if config is None else faults.attempt(SharingMap.from_config, config)
     if zyphra is None and sharing is not None:
         named = faults.attempt(under_own_names, checkpoint, sharing, where)
@@ -200,7 +203,10 @@ def _as_far(opened: Opened) -> Survey:
             missing=(),
             unknown=(),
         )
-    prefix = next((p for p in ("model.", "") if any(name.startswith(f"{p}layers.") for name in tensors)), "model.")
+    prefixes = [p for p in ("model.", "") if any(name.startswith(f"{p}layers.") for name in tensors)]
+    prefix = prefixes[0] if prefixes else "model."
+    # Where files are lost or the names are another model's, that tensors are missing follows.
+    follows = opened.names_lost or not prefixes
     expected: dict[str, Shape | None] = dict.fromkeys(sharing.hub_keys(prefix=prefix))
     if zyphra is not None:
         config = {**config, "use_mem_rope": bool(config.get("use_mem_rope"))}  # as Zyphra's config classes assume
@@ -211,12 +217,13 @@ def _as_far(opened: Opened) -> Survey:
         shapes = expected_shapes(filled[0], sharing, prefix=prefix)
         expected = dict(shapes)
         if zyphra is None:  # Zyphra's have been checked under their own names
-            faults.attempt(check_names, tensors, sharing, shapes, where=where, allow_unknown=False)
-            faults.attempt(check_names, tensors, sharing, shapes, where=where, allow_unknown=True)
+            if not follows:
+                faults.attempt(check_names, tensors, sharing, shapes, where=where, allow_unknown=False)
+                faults.attempt(check_names, tensors, sharing, shapes, where=where, allow_unknown=True)
             faults.attempt(check_tensors, tensors, sharing, shapes, filled[0], unknown, where=where, assumed=filled[1])
     stored = set(homes.values())
     tied_head, known = without_tied_head(tensors, sharing, prefix, unknown)
-    if zyphra is None:
+    if zyphra is None and not follows:
         faults.attempt(plan, known, sharing, where=where)
     found = plan(known, sharing, where=where, complete=False)
     return Survey(

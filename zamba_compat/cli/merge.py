@@ -12,11 +12,24 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .convert import CHOICES, DTYPES, METHODS, bar
+from .convert import CHOICES, METHODS, bar
+from .usage import DTYPES, dtype, usage
 
 if TYPE_CHECKING:
     from zamba_compat.merging.judged import Judgement
     from zamba_compat.merging.report import MergeReport
+
+
+EXAMPLES = """
+  zamba-compat merge merge_config.yaml DST --dry-run --explain
+  zamba-compat merge merge_config.yaml DST
+  zamba-compat merge merge_config.yaml DST --dtype bfloat16 --quantize nf4 --double-quant
+"""
+# What `MergeReport.fallbacks` names, said of vectors that have it.
+_FALLBACKS = {
+    "near-parallel": "nearly the same direction in both models, or opposite ones: combined linearly, not on the sphere",
+    "zero": "no length in one of the models, and so no direction: taken as at a right angle to the other's",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +48,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "may be given again",
     )
     add("--dry-run", action="store_true", help="check and decide, print the plan, write nothing")
-    add("--dtype", choices=DTYPES, help="of every floating-point tensor (default: the configuration's, or the base's)")
+    add(
+        "--dtype",
+        choices=DTYPES,
+        type=dtype,
+        help="of every floating-point tensor (default: the configuration's, or the base's)",
+    )
     add("--max-shard-size", default="5GB", metavar="SIZE", help="bytes of tensors per file (default: %(default)s)")
     add(
         "--resolve",
@@ -47,7 +65,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--quantize", choices=METHODS, help="the linear weights of the layers, with bitsandbytes")
     add("--double-quant", action="store_true", help="quantize the absmaxes of 4-bit blocks too")
     add(
-        "--compute-dtype", choices=DTYPES, help="of products with 4-bit weights, for config.json (default: the model's)"
+        "--compute-dtype",
+        choices=DTYPES,
+        type=dtype,
+        help="of products with 4-bit weights, for config.json (default: the model's)",
     )
     add("--keep-shared-16bit", action="store_true", help="leave the shared blocks unquantized")
     add("--overwrite", action="store_true", help="replace a destination that is not empty, at the very end")
@@ -58,8 +79,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    from zamba_compat.checkpoint.writer import parse_size
     from zamba_compat.merge import MergeOptions, merge
 
+    with usage():
+        parse_size(options.max_shard_size)
     texts = _texts(options)
     if options.plot:
         from zamba_compat.heatmap import require_matplotlib
@@ -140,11 +164,18 @@ def text(report: MergeReport, *, explain: bool = False) -> str:
     if report.kept:
         lines.append(f"  the base's   {len(report.kept)} tensors that no setting applies to, {report.kept[0]} first")
     for what, found in report.fallbacks.items():
-        lines.append(f"  {what:<12} {sum(found.values())} vectors in {len(found)} tensors, {next(iter(found))} first")
+        count, first = sum(found.values()), next(iter(found))
+        lines.append(f"  note         {_vectors(count, len(found), first)} {_FALLBACKS.get(what, what)}")
     if explain:
         lines += explained(report)
     lines += [f"  warning: {warning}" for warning in report.warnings]
     return "\n".join(lines)
+
+
+def _vectors(vectors: int, tensors: int, first: str) -> str:
+    if vectors == 1:
+        return f"1 vector, {first}, has"
+    return f"{vectors} vectors, in {tensors} {'tensor' if tensors == 1 else 'tensors'} ({first} first), have"
 
 
 def explained(report: MergeReport) -> list[str]:
