@@ -27,7 +27,7 @@ Words = dict[str, Any]
 @dataclass(frozen=True)
 class Case:
     """Attributes: method; parameters of the merge; each: of every model beside the base; models; base: one is named;
-    dtype: mergekit's, float64 where rows of four elements make its float32 err by several steps.
+    dtype: mergekit's, float64 where its float32 errs by several steps: rows of four elements, extrapolation.
     """
 
     method: str
@@ -64,7 +64,7 @@ CURVE = (
 CASES = [
     Case("linear", each=({"weight": 0.2}, {"weight": 0.5}, {"weight": 0.6}), models=3, base=False),
     Case("slerp", {"t": [0.2, 0.7]}),
-    Case("nuslerp", each=W2, models=2, base=False),
+    Case("nuslerp", each=W2, models=2, base=False, dtype="float64"),
     Case("nuslerp", each=W2, models=3),
     Case("nuslerp", {"nuslerp_flatten": False}, W2, 3, dtype="float64"),
     Case("nuslerp", {"nuslerp_flatten": False, "nuslerp_row_wise": True}, W2, 2, base=False),
