@@ -23,9 +23,11 @@ from .transformers import (
     device_map_aliases,
     embeddings_generation,
     folded_products,
+    fused_path,
     hybrid_cache_reset,
     long_context,
     offloaded_save,
+    packed_samples,
     packed_weight_cast,
     plain_scan,
     quant_state_per_module,
@@ -79,6 +81,8 @@ ADAPTERS: tuple[Adapter, ...] = (
     # Numbers and decoding.
     time_step_limit.ADAPTER,
     *plain_scan.ADAPTERS,
+    *fused_path.ADAPTERS,  # around the others, which compute on a CPU
+    *packed_samples.ADAPTERS,
     hybrid_cache_reset.ADAPTER,
     embeddings_generation.ADAPTER,
     # Speed.
