@@ -1,15 +1,18 @@
-"""The version-pinned adapters, in the order they are applied: the first file to read.
+"""The adapters, in the order they are applied: the first file to read.
 
 Each file is named for a defect of its library and says symptom, cause, upstream report and the release in which it can
-go. `requires` is the whole truth about when an adapter applies: an adapter is applied when the installed release is in
-that range. The order matters only among adapters of one target: a later one wraps the earlier.
+go. `since` and `fixed` are the defect's own bounds. In a release that verified.json has, every adapter within its
+bounds applies; in any other, those whose targets are as they were, and those of the groups in JUDGED, whose results
+zamba_compat.postconditions checks. The order matters only among adapters of one target: a later one wraps the earlier.
 
-The next release: raise the upper bound of every range the defect is still in, run `make matrix`, see CONTRIBUTING.md.
+The next release: `make next-release VERSION=X.Y.Z`, see CONTRIBUTING.md.
 """
 
 from __future__ import annotations
 
-from zamba_compat.adapters import Adapter
+import os
+
+from zamba_compat.adapters import GUARDING, Adapter
 
 from .bitsandbytes import carried_cpu_flag, cpu_packing, cpu_product, state_dtype, storage_cast
 from .mergekit import base_decides, one_parent_only, optional_t, shared_blocks
@@ -43,15 +46,20 @@ from .transformers import (
     tied_keys,
     tiled_products,
     time_step_limit,
+    unverified,
     widened_products,
 )
 from .transformers.release import release_fault
 
-__all__ = ["ADAPTERS", "release_fault"]
+__all__ = ["ADAPTERS", "JUDGED", "VERIFIED", "release_fault"]
+
+VERIFIED = os.path.join(os.path.dirname(__file__), "verified.json")
+
+JUDGED = tuple(("transformers", group) for group in sorted(GUARDING))
+"""Groups that are applied to changed code too, in releases not yet tested: what they do is checked where it shows."""
 
 ADAPTERS: tuple[Adapter, ...] = (
-    # Releases without Zamba2, and releases newer than the pins.
-    *release.ADAPTERS,
+    release.ADAPTER,
     # Configs. Reading wraps the rescaling, which needs rope_theta where reading has put it.
     *long_context.ADAPTERS,
     *config_reading.ADAPTERS,
@@ -100,4 +108,6 @@ ADAPTERS: tuple[Adapter, ...] = (
     one_parent_only.ADAPTER,
     optional_t.ADAPTER,
     shared_blocks.ADAPTER,
+    # Outside of all others, whose work it checks.
+    *unverified.ADAPTERS,
 )

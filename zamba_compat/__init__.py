@@ -1,6 +1,6 @@
 """Zamba2 checkpoints that load, compute and save right in every transformers release that has Zamba2.
 
-`import zamba_compat` arms version-pinned adapters for the libraries that are installed; they are applied when the
+`import zamba_compat` arms adapters for the releases of the libraries that are installed; they are applied when the
 modules they mend are imported, so this import itself loads neither torch nor transformers.
 """
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from .adapters import AdapterStatus, Registry
 from .errors import ZambaCompatError
-from .settings import configure, settings
+from .settings import configure, disabled, on_change, settings
 
 if TYPE_CHECKING:
     from .modules import separate_modules, share_modules
@@ -30,24 +30,46 @@ __all__ = [
     "uninstall",
 ]
 
-_registry: Registry | None = None
+_registry: Registry | None = globals().get("_registry")  # a reload keeps what the first import has armed
 
 
 def registry() -> Registry:
     """The registry of all adapters, created at its first use."""
     global _registry
     if _registry is None:
-        from .patches import ADAPTERS
+        from .patches import ADAPTERS, JUDGED, VERIFIED
 
-        _registry = Registry(ADAPTERS)
+        _registry = Registry(ADAPTERS, verified=VERIFIED, judged=JUDGED, disabled=_disabled)
+        on_change["disable"] = _rearm
     return _registry
+
+
+def _disabled() -> frozenset[str]:
+    """What the user switched off; a name that does not exist is told, since it switches nothing off."""
+    names = disabled()
+    unknown = names - registry().names() if names else names
+    if unknown:
+        import logging
+
+        logging.getLogger("zamba_compat").warning(
+            "there is no adapter or group %s to disable; zamba-compat doctor --all lists them.",
+            ", ".join(sorted(unknown)),
+        )
+    return names
+
+
+def _rearm() -> None:
+    """Take all adapters back and arm those that are wanted now, if they are armed."""
+    if registry().armed:
+        uninstall()
+        install()
 
 
 def install() -> None:
     """Arm every adapter: mend what is imported already, and the rest when it is imported. Twice is as once.
 
     Raises:
-        AdapterError: a library inside its pinned range is not what the pin says; nothing is left half done.
+        AdapterError: a tested release of a library is not what was published; nothing is left half done.
     """
     registry().arm()
 

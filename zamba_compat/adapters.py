@@ -1,60 +1,118 @@
-"""The adapter engine: apply version-pinned adapters when their targets are imported, and take them back.
+"""The adapter engine: apply adapters to the releases that have their defects, and take them back.
 
 An adapter is declared with `Adapter`, or with several `Patch`es. A `Registry` arms them, in order:
 
 - What is imported already is patched at once, the rest right after it is imported. Nothing is imported.
-- The adapters of one library stand or fall together. A target that is missing or has other parameters than
-  its pin says, inside the pinned range, takes all adapters of that library back and is an `AdapterError`.
-- The error is raised where a *guard* is imported: a module that only users of Zamba need, by default each
+- In a verified release, one that the whole suite has passed, the adapters of a library stand or fall together. A
+  target that is missing or has other parameters takes all of them back and is an `AdapterError`: the installation was
+  modified.
+- In any other release the adapters of a group do. A target that is not as in any verified release (a fingerprint of its
+  code tells) refuses its group and those that need it, and nothing else; or, where what the group computes is checked
+  afterwards (`judged`), is replaced all the same.
+- An error is raised where a *guard* is imported: a module that only users of Zamba need, by default each
   target module with "zamba" in its own name. Other modules import undisturbed; an error found in one is kept
   for the next guard, or raised at once if a guard is loaded already. A guard is refused again at every
-  attempt.
+  attempt. There too a group that is off in a release that was not tested is told, once, as a warning.
 - Two adapters of a library may patch the same attribute: the later one gets the earlier one's replacement.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import ModuleType
 from typing import Any, Literal, NamedTuple
 
-from ._engine.applier import Applier, place, warn
-from ._engine.declare import Adapter, Patch
+from ._engine.applier import Applier, Failure, Group, warn
+from ._engine.declare import GROUPS, GUARDING, Adapter, Patch, Role
 from ._engine.imports import ImportWatcher, loaded
 from ._engine.releases import installed_version
+from ._engine.verified import Verified
 from .errors import AdapterError
 
-__all__ = ["Adapter", "AdapterStatus", "Patch", "Registry", "State"]
+__all__ = ["CACHE", "GROUPS", "GUARDING", "Adapter", "AdapterStatus", "Patch", "Registry", "Role", "State", "Verdict"]
 
-State = Literal["applied", "armed", "disarmed", "not needed", "unpinned", "refused", "failed"]
+CACHE = Role("past_key_values", "cache_params", "cache", "past_key_value", positional=True)
+"""The parameter that takes the cache, by the names that releases have given it."""
+
+State = Literal["applied", "armed", "disarmed", "disabled", "not needed", "refused", "failed"]
 
 
 class AdapterStatus(NamedTuple):
     """What became of one adapter.
 
     Attributes:
+        requires: the releases that have the defect.
         installed: the installed release of `library`, None if there is none or it cannot be told.
+        verified: whether the whole suite has passed that release.
         state: "applied" to every module of its that is imported; "armed": will be, when one is; "disarmed";
-            "not needed": the release is outside the range, or the library is absent, or the adapter's
-            condition says so; "unpinned": nothing is known about the release, newer than the pins or a
-            pre-release of a bound; "refused": a target is not what the pin says; "failed": a replacement
-            could not be made. With either, the library's other adapters are "refused" too.
+            "disabled" by the user; "not needed": the release does not have the defect, or the library is absent, or
+            the adapter's condition says so; "refused": a target is missing or is not what it was; "failed": a
+            replacement could not be made. With either, what stands or falls with it is "refused" too.
         reason: why, empty where the state says it all.
+        changed: the targets that are not as in any verified release, and were replaced all the same since what their
+            group computes is checked.
     """
 
     name: str
     library: str
+    group: str
     requires: str
     installed: str | None
+    verified: bool
     state: State
     reason: str
+    changed: tuple[str, ...]
     upstream: str
     summary: str
     targets: tuple[str, ...]
 
     def as_dict(self) -> dict[str, Any]:
         """The same as plain JSON types."""
-        return {**self._asdict(), "targets": list(self.targets)}
+        return {**self._asdict(), "targets": list(self.targets), "changed": list(self.changed)}
+
+
+class Verdict(NamedTuple):
+    """What is known of one library's release.
+
+    Attributes:
+        tested: the newest verified release, None if there is none.
+        active: how many adapters are applied or armed.
+        off: the groups that are off here although the release has their defects -> why.
+        changed: the targets that are not as in any verified release, replaced all the same.
+    """
+
+    library: str
+    installed: str | None
+    verified: bool
+    tested: str | None
+    active: int
+    off: dict[str, str]
+    changed: tuple[str, ...]
+
+    @property
+    def guarding_off(self) -> list[str]:
+        """The groups among `off` without which a result can be wrong."""
+        return [group for group in self.off if group in GUARDING]
+
+    def sentence(self) -> str:
+        """The verdict in one line."""
+        name = f"{self.library} {self.installed or '(of a release that cannot be told)'}"
+        off = "".join(f", group {group} is off: {reason}" for group, reason in self.off.items())
+        if self.verified:
+            return f"{name}: verified, {self.active} adapters{off}"
+        known = "newer than what was tested" if self._is_newer() else "not one of the tested releases"
+        short = (target.partition(":")[2].rpartition("PreTrainedModel.")[2] for target in self.changed)
+        functions = list(dict.fromkeys(short))
+        how = f", what they do is checked since {', '.join(functions)} changed" if functions else " unchanged"
+        return f"{name} is {known}; {self.active} adapters apply{how}{off}"
+
+    def _is_newer(self) -> bool:
+        from packaging.version import InvalidVersion, Version
+
+        try:
+            return self.tested is not None and Version(self.installed or "") > Version(self.tested)
+        except InvalidVersion:
+            return False
 
 
 class Registry:
@@ -63,20 +121,40 @@ class Registry:
     Args:
         adapters: names unique; the same target only in adapters of one library.
         guards: the modules whose import a failure refuses. Without any, every target module is one.
+        verified: the record of tested releases, a file or what it holds; None takes every release for tested.
+        judged: by library and group, what is checked by what it computes.
+        disabled: the names of adapters and groups to leave off; asked at each arming.
 
     Raises:
         AdapterError: two adapters share a name, or a target across libraries.
     """
 
-    def __init__(self, adapters: Sequence[Adapter], *, guards: Iterable[str] | None = None) -> None:
+    def __init__(
+        self,
+        adapters: Sequence[Adapter],
+        *,
+        guards: Iterable[str] | None = None,
+        verified: str | Mapping[str, Any] | None = None,
+        judged: Iterable[Group] = (),
+        disabled: Callable[[], frozenset[str]] = frozenset,
+    ) -> None:
         self.adapters = tuple(adapters)
         modules = tuple(dict.fromkeys(name for adapter in self.adapters for name in adapter.modules))
         if guards is None:
             guards = [name for name in modules if "zamba" in name.rpartition(".")[2]]
         self.guards = frozenset(guards) or frozenset(modules)
         self._modules = tuple(dict.fromkeys((*modules, *sorted(self.guards))))
-        self._applier = Applier(_by_library(self.adapters))
+        self._libraries = _by_library(self.adapters)
+        self._applier = Applier(
+            self._libraries, verified=Verified(verified), judged=frozenset(judged), disabled=disabled
+        )
+        self._told: set[Group] = set()
         self._watcher = ImportWatcher(self._modules, self._on_import)
+
+    @property
+    def armed(self) -> bool:
+        """Whether adapters are applied to what is imported."""
+        return self._applier.armed
 
     def arm(self) -> None:
         """Patch what is imported, and the rest when it is imported. Arming twice is as arming once.
@@ -109,6 +187,7 @@ class Registry:
         with self._applier.lock:
             covered = self._applier.end()
             self._applier.failures.clear()
+            self._told.clear()
             self._watcher.stop()
         warn(covered)
         return tuple(record.patch.target for record in covered)
@@ -116,6 +195,46 @@ class Registry:
     def status(self) -> list[AdapterStatus]:
         """What became of each adapter, in order. Imports nothing but standard modules and `packaging`."""
         return [self._status(adapter) for adapter in self.adapters]
+
+    def verdicts(self) -> list[Verdict]:
+        """What is known of the release of every library that is installed, in the order of the adapters."""
+        found = [self.verdict(library) for library in self._libraries]
+        return [verdict for verdict in found if verdict.installed is not None or verdict.active or verdict.off]
+
+    def verdict(self, library: str) -> Verdict:
+        """What is known of one library's release."""
+        statuses = [status for status in self.status() if status.library == library]
+        off: dict[str, str] = {}
+        for status in statuses:
+            if status.state in ("refused", "failed", "disabled") and status.group != "release":
+                off.setdefault(status.group, status.reason or "switched off")
+        tested = self._applier.verified.releases(library)
+        return Verdict(
+            library,
+            installed_version(library),
+            self._applier.verified.holds(library),
+            tested[-1] if tested else None,
+            sum(status.state in ("applied", "armed") for status in statuses),
+            off,
+            tuple(dict.fromkeys(target for status in statuses for target in status.changed)),
+        )
+
+    def is_verified(self, library: str) -> bool:
+        """Whether the installed release of a library is one that the whole suite has passed."""
+        return self._applier.verified.holds(library)
+
+    def names(self) -> frozenset[str]:
+        """Every adapter's name and every group's: what can be disabled."""
+        return frozenset((*(adapter.name for adapter in self.adapters), *GROUPS))
+
+    def refuse(self, library: str, group: str, why: str) -> None:
+        """Take a group back, because what it computes is wrong in a release that was not tested."""
+        for adapter in self._libraries[library]:
+            if adapter.group == group:
+                with self._applier.lock:
+                    generation = self._applier.generation
+                self._applier.fail(adapter, adapter.targets[0], Exception(why), generation)
+                return
 
     def _on_import(self, name: str, module: ModuleType) -> None:
         with self._applier.lock:
@@ -135,44 +254,77 @@ class Registry:
 
     def _raise_if_due(self, name: str | None) -> None:
         with self._applier.lock:
-            failure = next(iter(self._applier.failures.values()), None)
-        if failure is None:
+            failures = dict(self._applier.failures)
+        if not failures:
             return
-        if name in self.guards or any(loaded(guard, wait=False) is not None for guard in self.guards):
+        if name not in self.guards and all(loaded(guard, wait=False) is None for guard in self.guards):
+            return
+        self._tell({group: failure for group, failure in failures.items() if not failure.verified})
+        failure = next((failure for failure in failures.values() if failure.verified), None)
+        if failure is not None:
             error = failure.error
             # A new one each time: an exception gathers the traceback of every place that raises it.
             raise AdapterError(error.what, where=error.where, remedy=error.remedy) from error.__cause__
 
+    def _tell(self, failures: Mapping[Group, Failure]) -> None:
+        """Warn of each group that is off in a release that was not tested, once; speed is no matter for a warning."""
+        from .settings import setting
+
+        if setting("unverified") == "ignore":
+            return
+        for (library, group), failure in failures.items():
+            if (library, group) not in self._told and group not in ("speed", "release"):
+                self._told.add((library, group))
+                import logging
+
+                logging.getLogger("zamba_compat").warning(
+                    "%s %s was not tested, and group %s is off: %s. %s",
+                    library,
+                    installed_version(library),
+                    group,
+                    failure.reason,
+                    failure.error.remedy,
+                )
+
     def _status(self, adapter: Adapter) -> AdapterStatus:
         state, reason = self._state(adapter)
+        verified = self._applier.verified
+        tested = verified.holds(adapter.library)
+        active = state in ("applied", "armed") and not tested and adapter.group != "release"
         return AdapterStatus(
             name=adapter.name,
             library=adapter.library,
-            requires=" and ".join(map(str, adapter.pins)),
+            group=adapter.group,
+            requires=adapter.requires,
             installed=installed_version(adapter.library),
+            verified=tested,
             state=state,
             reason=reason,
+            changed=verified.changed(adapter) if active else (),
             upstream=adapter.upstream,
             summary=adapter.summary,
             targets=adapter.targets,
         )
 
     def _state(self, adapter: Adapter) -> tuple[State, str]:
-        verdict = place(adapter)
+        place = self._applier.place(adapter)
         with self._applier.lock:
             journal = self._applier.journal
-            failure = self._applier.failures.get(adapter.library)
+            failure = self._applier.failure(adapter)
+            disabled = self._applier.is_disabled(adapter)
             covered = ", ".join(rec.patch.target for rec in journal.covered if rec.adapter is adapter)
             applied = any(record.adapter is adapter for record in journal.records)
             blocked = self._applier.reasons.get((self._applier.generation, adapter.name))
             waiting = ", ".join(name for name in adapter.modules if name not in self._applier.seen)
             armed = self._applier.armed
-        if verdict.kind != "inside":
-            return "not needed" if verdict.kind == "outside" else "unpinned", verdict.reason
+        if place.kind == "outside":
+            return "not needed", place.reason
+        if disabled:
+            return "disabled", "switched off by ZAMBA_COMPAT_DISABLE or configure(disable=...)"
         if failure is not None:
             if failure.adapter == adapter.name:
-                return failure.state, failure.error.what
-            return "refused", f"taken back with {failure.adapter}"
+                return failure.state, failure.reason
+            return "refused", f"taken back with {failure.adapter}: {failure.reason}"
         if not armed:
             return "disarmed", f"still in place below what other code put there: {covered}" if covered else ""
         if blocked is not None:
@@ -198,6 +350,6 @@ def _by_library(adapters: Iterable[Adapter]) -> dict[str, list[Adapter]]:
                 raise AdapterError(
                     f"{target} is patched for {other.library} too, by {other.name}.",
                     where=where,
-                    remedy="Let the first requirement of both name the same library.",
+                    remedy="Let both belong to the same library.",
                 )
     return libraries

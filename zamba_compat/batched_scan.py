@@ -69,7 +69,8 @@ def scan(
     added = (weighted * remaining[..., None]).mT.flatten(3, 4) @ b  # b c g (h p) n
     states, state = _between(added.view(batch, chunks, heads, -1), total.flatten(2), state)
     states = states.reshape(batch, chunks, groups, -1, d_state)
-    carried = (c @ states.mT).unflatten(-1, (-1, head_dim)).transpose(3, 4)  # b c g h l p
+    # b c g h l p
+    carried = (c @ states.mT).view(*split[:2], groups, length, -1, head_dim).transpose(3, 4)
     reach = (elapsed if enters is None else elapsed.masked_fill(enters, -torch.inf)).exp()
     y = torch.addcmul(y, carried, reach[..., None])
 

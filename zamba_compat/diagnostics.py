@@ -7,7 +7,7 @@ import platform
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from .adapters import AdapterStatus
+from .adapters import AdapterStatus, Verdict
 from .native import kernels
 from .published import PUBLISHED, Shape
 from .sharing import SharingMap
@@ -35,13 +35,16 @@ class Report:
         versions: distribution -> installed version, None when absent.
         adapters: the state of every adapter.
         checks: the published shapes, built here; empty when transformers or torch cannot be imported.
-        faults: what is wrong, one sentence each with the remedy; empty when all is well.
+        verdicts: what is known of the installed release of every library that adapters are for, transformers first.
+        faults: what is wrong, one sentence each with the remedy; empty when all is well. A group that guards numbers,
+            loading, saving or quantization and is off is a fault.
         native: the instructions that the loops in C take; None where PyTorch computes everything.
     """
 
     versions: dict[str, str | None]
     adapters: list[AdapterStatus]
     checks: list[Check] = field(default_factory=list)
+    verdicts: list[Verdict] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
     native: str | None = None
 
@@ -53,6 +56,7 @@ class Report:
         return {
             "ok": self.ok,
             "faults": self.faults,
+            "verdicts": [{**verdict._asdict(), "sentence": verdict.sentence()} for verdict in self.verdicts],
             "versions": self.versions,
             "native": self.native,
             "checks": [asdict(check) for check in self.checks],
@@ -110,9 +114,13 @@ def tying_fault(model: Any) -> str | None:
     return f"{min(extra)} belongs to no block" if extra else None
 
 
-def report() -> Report:
-    """Everything `doctor` has to say. Never raises for a broken environment: it says what is broken."""
-    from . import status
+def report(checkpoint: str | None = None) -> Report:
+    """Everything `doctor` has to say. Never raises for a broken environment: it says what is broken.
+
+    Args:
+        checkpoint: a directory or a name on the hub, to be loaded and held against its files.
+    """
+    from . import registry, status
 
     found, faults, checks = versions(), [], []
     try:
@@ -129,7 +137,31 @@ def report() -> Report:
         else:
             checks = [check_shape(name, shape) for name, shape in PUBLISHED.items()]
             faults += [f"{check.shape}: {check.fault}" for check in checks if check.fault]
-    adapters = status()
-    faults += [f"{a.name}: {a.reason}" for a in adapters if a.state in ("refused", "failed")]
+            faults += computed() if checkpoint is None else checked(checkpoint)
+    verdicts = registry().verdicts()
+    for verdict in verdicts:
+        where = f"{verdict.library} {verdict.installed}"
+        faults += [f"{where}: group {group} is off: {verdict.off[group]}." for group in verdict.guarding_off]
     loops = kernels()
-    return Report(found, adapters, checks, faults, None if loops is None else loops.kind)
+    return Report(found, status(), checks, verdicts, faults, None if loops is None else loops.kind)
+
+
+def computed() -> list[str]:
+    """What this release computes wrong in a small model."""
+    from .postconditions import computed
+
+    return [f"{fault.what} (group {fault.group})." for fault in computed.faults()]
+
+
+def checked(checkpoint: str) -> list[str]:
+    """What does not hold when a checkpoint is loaded here, in any release; an error of loading is one of it."""
+    from transformers import AutoModelForCausalLM
+
+    from .postconditions import faults_of
+
+    try:
+        model = AutoModelForCausalLM.from_pretrained(checkpoint)
+        found = faults_of(model, {"pretrained_model_name_or_path": checkpoint})
+    except Exception as error:  # whatever is wrong with it is what was asked
+        return [f"{checkpoint}: {type(error).__name__}: {error}"]
+    return [f"{checkpoint}: {fault.what} (group {fault.group})." for fault in found]

@@ -43,10 +43,14 @@ class PackedSamplesError(ZambaCompatError, ValueError):
 
 
 class AdapterError(ZambaCompatError):
-    """An adapter that cannot be applied, or whose target is not what its pin says.
+    """An adapter that cannot be applied, or whose target is not what a tested release has.
 
     No RuntimeError: lazily importing modules turn one into ModuleNotFoundError and bury the message.
     """
+
+
+class UnverifiedReleaseError(ZambaCompatError):
+    """In a library release that was not tested, what was loaded, saved or computed is wrong."""
 
 
 class UnsupportedReleaseError(ZambaCompatError, ImportError):

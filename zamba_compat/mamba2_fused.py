@@ -139,7 +139,7 @@ def mixer_forward(
         if kernels is not None and kept is None and not remember and _is_whole(mixer, projected):
             return _whole(mixer, projected, documents, limit, kernels).to(dtype), None, None
         sizes = [mixer.intermediate_size, projected.shape[-1] - mixer.intermediate_size - mixer.num_heads]
-        gate, xbc, dt = projected.split([*sizes, mixer.num_heads], -1)
+        gate, xbc, dt = torch.split(projected, [*sizes, mixer.num_heads], -1)
         if conv_state is not None and ssm_state is not None and seq == 1 and kept is None:
             states = conv_state, ssm_state, overwrite
             if kernels is None or limit is not None or (torch.is_grad_enabled() and projected.requires_grad):
@@ -335,8 +335,9 @@ def _steps(mixer: Any, dt: Tensor, dtype: torch.dtype, limit: tuple[float, float
 def _parts(mixer: Any, convolved: Tensor) -> list[Tensor]:
     """x [batch, seq, heads, head_dim], B and C [batch, seq, groups, d_state]."""
     bc_size = mixer.n_groups * mixer.ssm_state_size
-    x, b, c = convolved.split([mixer.intermediate_size, bc_size, bc_size], -1)
-    return [x.unflatten(-1, (mixer.num_heads, -1)), *(part.unflatten(-1, (mixer.n_groups, -1)) for part in (b, c))]
+    x, b, c = torch.split(convolved, [mixer.intermediate_size, bc_size, bc_size], -1)
+    sizes = (mixer.num_heads, mixer.n_groups, mixer.n_groups)
+    return [part.reshape(*part.shape[:-1], size, -1) for part, size in zip((x, b, c), sizes, strict=True)]
 
 
 def _channels(xbc: Tensor) -> Tensor:
@@ -348,7 +349,8 @@ def _channels(xbc: Tensor) -> Tensor:
 
 def _decay(mixer: Any, dtype: torch.dtype = torch.float32) -> Tensor:
     """A, [heads]."""
-    return -mixer.A_log.to(dtype).exp()
+    logarithm: Tensor = mixer.A_log
+    return -logarithm.to(dtype).exp()
 
 
 def _limited(limit: tuple[float, float] | None) -> dict[str, Any]:

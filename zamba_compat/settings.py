@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from .errors import ZambaCompatError
@@ -22,25 +23,39 @@ class Settings(NamedTuple):
             loaded. False keeps them in 16 bits. Environment: ZAMBA_COMPAT_QUANTIZE_SHARED, 1 or 0.
         native: whether loops compiled from C are used where there are any, see `zamba_compat.native`. False leaves
             everything to PyTorch and bitsandbytes. Environment: ZAMBA_COMPAT_NATIVE, 1 or 0.
+        disable: adapters and groups of adapters that are left off, their names separated by commas; `status()` has
+            the names. Environment: ZAMBA_COMPAT_DISABLE.
+        unverified: what happens when, in a release of transformers that was not tested, a check after loading or
+            saving finds a fault: "error" raises `UnverifiedReleaseError`, "warn" logs a warning, "ignore" checks
+            nothing. Environment: ZAMBA_COMPAT_UNVERIFIED.
     """
 
     divergent: str = "keep"
     quantize_shared: bool = True
     native: bool = True
+    disable: str = ""
+    unverified: str = "error"
 
 
-_choices: dict[str, tuple[str | bool, ...]] = {
+_choices: dict[str, tuple[str | bool, ...] | None] = {
     "divergent": DIVERGENT,
     "quantize_shared": (True, False),
     "native": (True, False),
+    "disable": None,
+    "unverified": ("error", "warn", "ignore"),
 }
 _words = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 _configured: dict[str, Any] = {}
+on_change: dict[str, Callable[[], None]] = {}
+"""What is called when `configure` has changed a setting, by its name."""
 
 
 def _checked(name: str, value: Any, where: str) -> Any:
-    if value not in _choices[name]:
-        choices = ", ".join(map(str, _choices[name]))
+    allowed = _choices[name]
+    if allowed is None:
+        return value if isinstance(value, str) else ",".join(value)
+    if value not in allowed:
+        choices = ", ".join(map(str, allowed))
         raise ZambaCompatError(
             f"{value!r} is not a choice for {name}.", where=where, remedy=f"Choose one of {choices}."
         )
@@ -49,7 +64,7 @@ def _checked(name: str, value: Any, where: str) -> Any:
 
 def _from_environment(name: str, variable: str) -> Any:
     word = os.environ[variable].lower()
-    value = _words.get(word, word) if True in _choices[name] else word
+    value = _words.get(word, word) if True in (_choices[name] or ()) else word
     return _checked(name, value, f"environment variable {variable}")
 
 
@@ -61,6 +76,11 @@ def setting(name: str) -> Any:
     if os.environ.get(variable):
         return _from_environment(name, variable)
     return Settings._field_defaults[name]
+
+
+def disabled() -> frozenset[str]:
+    """The names of adapters and groups that are switched off."""
+    return frozenset(name.strip() for name in setting("disable").split(",") if name.strip())
 
 
 def settings() -> Settings:
@@ -84,4 +104,7 @@ def configure(**choices: Any) -> Settings:
             _configured.pop(name, None)
         else:
             _configured[name] = _checked(name, value, "configure")
+    for name in choices:
+        if name in on_change:
+            on_change[name]()
     return settings()

@@ -30,11 +30,12 @@ def kernel() -> str | None:
 
 ADAPTER = Adapter(
     name="bitsandbytes-carried-cpu-flag",
-    requires="bitsandbytes>=0.49,<0.51",
+    library="bitsandbytes",
+    since="0.49",
+    group="quantization",
     target="bitsandbytes.nn.modules:_convert_weight_packed_for_cpu",
     replace=convert,
     signature=("qweight", "quant_state", "block_n"),
     condition=kernel,
     upstream="none known",
-    ends=None,
 )

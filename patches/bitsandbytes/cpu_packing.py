@@ -269,9 +269,10 @@ def _patches() -> Iterator[Patch]:
 
 ADAPTER = Adapter(
     name="bitsandbytes-cpu-packing",
-    requires="bitsandbytes>=0.49,<0.51",
+    library="bitsandbytes",
+    since="0.49",
+    group="quantization",
     patches=tuple(_patches()),
     condition=no_kernel,
     upstream="bitsandbytes-foundation/bitsandbytes#2078, #2083",
-    ends=None,
 )

@@ -46,7 +46,9 @@ def not_needed() -> str | None:
 
 ADAPTER = Adapter(
     name="bitsandbytes-cpu-product",
-    requires="bitsandbytes>=0.49,<0.51",
+    library="bitsandbytes",
+    since="0.49",
+    group="speed",
     patches=tuple(
         Patch(
             target=f"{module}:matmul_4bit",
@@ -57,5 +59,4 @@ ADAPTER = Adapter(
     ),
     condition=not_needed,
     upstream="none known",
-    ends=None,
 )

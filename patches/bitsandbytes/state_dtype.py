@@ -26,7 +26,10 @@ def matmul_4bit(original: Any) -> Any:
 
 ADAPTER = Adapter(
     name="bitsandbytes-state-dtype",
-    requires="bitsandbytes>=0.49,<0.50",
+    library="bitsandbytes",
+    since="0.49",
+    fixed="0.50",
+    group="quantization",
     patches=tuple(
         Patch(
             target=f"{module}:matmul_4bit",
@@ -36,5 +39,4 @@ ADAPTER = Adapter(
         for module in ("bitsandbytes.autograd._functions", "bitsandbytes")
     ),
     upstream="none known",
-    ends="fixed",
 )

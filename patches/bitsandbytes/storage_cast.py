@@ -50,7 +50,9 @@ def apply(original: Any) -> Any:
 
 ADAPTER = Adapter(
     name="bitsandbytes-storage-cast",
-    requires="bitsandbytes>=0.45,<0.51",
+    library="bitsandbytes",
+    since="0.45",
+    group="quantization",
     patches=(
         Patch(
             target="bitsandbytes.nn.modules:Params4bit.to",
@@ -64,5 +66,4 @@ ADAPTER = Adapter(
         ),
     ),
     upstream="none known",
-    ends=None,
 )

@@ -31,10 +31,11 @@ def in_order(original: Any) -> Any:
 
 ADAPTER = Adapter(
     name="mergekit-base-decides",
-    requires="mergekit>=0.1.5,<0.1.6",
+    library="mergekit",
+    since="0.1.5",
+    group="merging",
     target="mergekit.config:MergeConfiguration.referenced_models",
     replace=in_order,
     signature=("self",),
     upstream="arcee-ai/mergekit#640, #641",
-    ends=None,
 )

@@ -70,7 +70,9 @@ def refuse_unknown(original: Any) -> Any:
 
 ADAPTER = Adapter(
     name="mergekit-one-parent-only",
-    requires="mergekit>=0.1.5,<0.1.6",
+    library="mergekit",
+    since="0.1.5",
+    group="merging",
     patches=(
         Patch(
             target="mergekit.plan:MergePlanner.plan_tensor",
@@ -84,5 +86,4 @@ ADAPTER = Adapter(
         ),
     ),
     upstream="none known",
-    ends=None,
 )

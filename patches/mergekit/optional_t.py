@@ -68,7 +68,9 @@ def allow_single(original: Any) -> Any:
 
 ADAPTER = Adapter(
     name="mergekit-optional-t",
-    requires="mergekit>=0.1.5,<0.1.6",
+    library="mergekit",
+    since="0.1.5",
+    group="merging",
     patches=(
         Patch(
             target="mergekit.plan:MergePlanner.plan_tensor",
@@ -78,5 +80,4 @@ ADAPTER = Adapter(
         Patch(target="mergekit.plan:MergePlanner.normalize_config", replace=allow_single, signature=("self",)),
     ),
     upstream="arcee-ai/mergekit#640, #641",
-    ends=None,
 )

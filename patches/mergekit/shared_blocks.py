@@ -53,7 +53,9 @@ def loader(original: Any) -> Any:
 
 ADAPTER = Adapter(
     name="mergekit-shared-blocks",
-    requires="mergekit>=0.1.5,<0.1.6",
+    library="mergekit",
+    since="0.1.5",
+    group="merging",
     patches=(
         Patch(target="mergekit.architecture:NAME_TO_ARCH", replace=architectures),
         Patch(target="mergekit.plan:MergePlanner._plan", replace=plan, signature=("self",)),
@@ -64,5 +66,4 @@ ADAPTER = Adapter(
         ),
     ),
     upstream="none known",
-    ends=None,
 )

@@ -47,10 +47,13 @@ def merge(original: Any) -> Any:
     return merge_adapter
 
 
-def _adapter(owner: str, name: str, requires: str, ends: str | None) -> Adapter:
+def _adapter(owner: str, name: str, since: str, fixed: str | None, ends: str) -> Adapter:
     return Adapter(
         name=name,
-        requires=requires,
+        library="peft",
+        since=since,
+        fixed=fixed,
+        group="finetuning",
         patches=(
             Patch(
                 target=f"{owner}._unload_and_optionally_merge",
@@ -70,7 +73,7 @@ def _adapter(owner: str, name: str, requires: str, ends: str | None) -> Adapter:
 
 ADAPTERS = (
     _adapter(
-        "peft.tuners.lora.model:LoraModel", "peft-tied-merge-lora", "peft>=0.16.0,<0.18", "continued by peft-tied-merge"
+        "peft.tuners.lora.model:LoraModel", "peft-tied-merge-lora", "0.16.0", "0.18", "continued by peft-tied-merge"
     ),
-    _adapter("peft.tuners.tuners_utils:BaseTuner", "peft-tied-merge", "peft>=0.18.0,<0.22", None),
+    _adapter("peft.tuners.tuners_utils:BaseTuner", "peft-tied-merge", "0.18.0", None, "fixed"),
 )

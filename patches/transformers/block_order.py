@@ -48,10 +48,12 @@ def get_layers(original: Any) -> Any:
 
 ADAPTER = Adapter(
     name="zamba2-block-order",
-    requires="transformers>=5.0,<5.17",
+    library="transformers",
+    since="5.0",
+    fixed="5.17",
+    group="tying",
     target="transformers.models.zamba2.modeling_zamba2:Zamba2Model.get_layers",
     replace=get_layers,
     signature=("self", ...),
     upstream="huggingface/transformers#47994, #48325",
-    ends="fixed",
 )

@@ -41,7 +41,9 @@ def norm_forward(original: Any) -> Any:
 
 ADAPTER = Adapter(
     name="zamba2-blocks-of-tokens",
-    requires="transformers>=4.49,<5.24",
+    library="transformers",
+    since="4.49",
+    group="speed",
     patches=(
         Patch(
             target=f"{MODULE}:Zamba2MLP.forward",
@@ -55,5 +57,4 @@ ADAPTER = Adapter(
         ),
     ),
     upstream="none known",
-    ends=None,
 )

@@ -39,12 +39,13 @@ def to_json_string(original: Any) -> Any:
 ADAPTERS = tuple(
     Adapter(
         name=f"{model_type}-config-writing",
-        requires="transformers>=4.49,<5.24",
+        library="transformers",
+        since="4.49",
+        group="config",
         target=f"transformers.models.{model_type}.configuration_{model_type}:{cls}.to_json_string",
         replace=to_json_string,
         signature=("self", "use_diff"),
         upstream="none known",
-        ends=None,
     )
     for model_type, cls in (("zamba2", "Zamba2Config"), ("zamba", "ZambaConfig"))
 )

@@ -43,7 +43,10 @@ MODULE = "transformers.integrations.bitsandbytes"
 ADAPTERS = (
     Adapter(
         name="bitsandbytes-cpu-refused",
-        requires="transformers>=4.49,<4.53",
+        library="transformers",
+        since="4.49",
+        fixed="4.53",
+        group="quantization",
         target=f"{MODULE}:_validate_bnb_multi_backend_availability",
         replace=validate,
         signature=("raise_exception",),
@@ -52,7 +55,10 @@ ADAPTERS = (
     ),
     Adapter(
         name="bitsandbytes-too-old-for-a-cpu",
-        requires="transformers>=4.49,<5",
+        library="transformers",
+        since="4.49",
+        fixed="5",
+        group="quantization",
         target=f"{MODULE}:_validate_bnb_cuda_backend_availability",
         replace=refuse,
         signature=("raise_exception",),

@@ -30,10 +30,11 @@ def prepare_inputs_for_generation(original: Any) -> Any:
 
 ADAPTER = Adapter(
     name="zamba2-embeddings-generation",
-    requires="transformers>=5.15,<5.24",
+    library="transformers",
+    since="5.15",
+    group="numbers",
     target="transformers.models.zamba2.modeling_zamba2:Zamba2ForCausalLM.prepare_inputs_for_generation",
     replace=prepare_inputs_for_generation,
     signature=("self", "input_ids", "**kwargs"),
     upstream="none known",
-    ends=None,
 )

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from zamba_compat.adapters import Adapter
+from zamba_compat.adapters import CACHE, Adapter
 
 
 def forward(original: Any) -> Any:
@@ -26,10 +26,11 @@ def forward(original: Any) -> Any:
 
 ADAPTER = Adapter(
     name="zamba2-folded-products",
-    requires="transformers>=4.49,<5.24",
+    library="transformers",
+    since="4.49",
+    group="speed",
     target="transformers.models.zamba2.modeling_zamba2:Zamba2ForCausalLM.forward",
     replace=forward,
-    signature=("self", "input_ids", "attention_mask", "position_ids", "past_key_values", "inputs_embeds", ...),
+    signature=("self", "input_ids", "attention_mask", "position_ids", CACHE, "inputs_embeds", ...),
     upstream="pytorch/pytorch#186148",
-    ends=None,
 )

@@ -114,43 +114,59 @@ def forward(
 
             return mixed(self, hidden_states, cache, mask, read, write, run)
 
+        forward.calls_out_proj = True  # type: ignore[attr-defined]  # asked by patches/peft/mamba_targets.py
         return forward
 
     return make
 
 
+_RELIES = (f"{MIXER}.__init__",)
+
 ADAPTERS = (
     Adapter(
         name="zamba2-fused-path-hybrid-cache",
-        requires="transformers>=4.49,<5.5",
+        library="transformers",
+        since="4.49",
+        fixed="5.5",
+        group="numbers",
         target=f"{MIXER}.forward",
         replace=forward(read_hybrid, write_hybrid, globals_of_module),
-        signature=("self", "hidden_states", "cache_params", "attention_mask", ...),
+        relies=_RELIES,
         upstream="none known",
         ends="replaced the cache",
     ),
     Adapter(
         name="zamba2-fused-path-layer-cache",
-        requires="transformers>=5.5,<5.14",
+        library="transformers",
+        since="5.5",
+        fixed="5.14",
+        group="numbers",
         target=f"{MIXER}.forward",
         replace=forward(read_layers, write_layers, globals_of_module),
+        relies=_RELIES,
         upstream="none known",
         ends="replaced the cache",
     ),
     Adapter(
         name="zamba2-fused-path-numbered-states",
-        requires="transformers>=5.14,<5.15",
+        library="transformers",
+        since="5.14",
+        fixed="5.15",
+        group="numbers",
         target=f"{MIXER}.forward",
         replace=forward(read_numbered, write_numbered, globals_of_module, leave=records_past),
+        relies=_RELIES,
         upstream="none known",
         ends="hides the kernels in functions",
     ),
     Adapter(
         name="zamba2-fused-path",
-        requires="transformers>=5.15,<5.25",
+        library="transformers",
+        since="5.15",
+        group="numbers",
         target=f"{MIXER}.forward",
         replace=forward(read_numbered, write_numbered, functions_of_module, leave=records_past),
+        relies=(*_RELIES, "transformers.integrations.hub_kernels:use_kernel_func_from_hub_with_fallback"),
         upstream="none known",
-        ends=None,
     ),
 )

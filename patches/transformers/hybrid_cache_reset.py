@@ -28,7 +28,10 @@ def reset(original: Any) -> Any:
 
 ADAPTER = Adapter(
     name="zamba2-hybrid-cache-reset",
-    requires="transformers>=4.49,<5.5",
+    library="transformers",
+    since="4.49",
+    fixed="5.5",
+    group="numbers",
     target="transformers.models.zamba2.modeling_zamba2:Zamba2HybridDynamicCache.reset",
     replace=reset,
     signature=("self",),

@@ -40,10 +40,11 @@ def save(original: Any) -> Any:
 
 ADAPTER = Adapter(
     name="zamba2-offloaded-save",
-    requires="transformers>=4.49,<5.24",
+    library="transformers",
+    since="4.49",
+    group="saving",
     target="transformers.models.zamba2.modeling_zamba2:Zamba2PreTrainedModel.save_pretrained",
     replace=save,
     signature=("self", "save_directory", "is_main_process", "state_dict", ...),
     upstream="none known",
-    ends=None,
 )

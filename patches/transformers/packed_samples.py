@@ -89,7 +89,10 @@ _MODEL = Patch(target=f"{MODULE}:Zamba2Model.forward", replace=forward)
 ADAPTERS = (
     Adapter(
         name="zamba2-packed-samples-own-mask",
-        requires="transformers>=4.49,<5.2",
+        library="transformers",
+        since="4.49",
+        fixed="5.2",
+        group="numbers",
         patches=(
             _MODEL,
             Patch(
@@ -103,9 +106,10 @@ ADAPTERS = (
     ),
     Adapter(
         name="zamba2-packed-samples",
-        requires="transformers>=5.2,<5.25",
+        library="transformers",
+        since="5.2",
+        group="numbers",
         patches=(_MODEL, Patch(target=f"{MODULE}:create_causal_mask", replace=created_mask)),
         upstream="none known",
-        ends=None,
     ),
 )

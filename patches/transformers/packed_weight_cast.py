@@ -43,7 +43,10 @@ def infer(original: Any) -> Any:
 ADAPTERS = (
     Adapter(
         name="packed-weight-cast-449",
-        requires="transformers>=4.49,<4.50",
+        library="transformers",
+        since="4.49",
+        fixed="4.50",
+        group="quantization",
         target="transformers.quantizers.quantizer_bnb_4bit:Bnb4BitHfQuantizer.create_quantized_param",
         replace=create,
         signature=("self", "model", "param_value", "param_name", "target_device", "state_dict", "unexpected_keys"),
@@ -52,7 +55,10 @@ ADAPTERS = (
     ),
     Adapter(
         name="packed-weight-cast",
-        requires="transformers>=4.50,<5",
+        library="transformers",
+        since="4.50",
+        fixed="5",
+        group="quantization",
         target="transformers.modeling_utils:_infer_parameter_dtype",
         replace=infer,
         signature=("model", "param_name", "empty_param", ..., "hf_quantizer"),

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from zamba_compat.adapters import Adapter
+from zamba_compat.adapters import CACHE, Adapter, Role
 from zamba_compat.mixer_states import (
     Read,
     Write,
@@ -48,26 +48,43 @@ def torch_forward(read: Read, write: Write, leave: Callable[[Any, int], bool] = 
 
 
 def forward(original: Any) -> Any:
-    def forward(
-        self: Any, hidden_states: Any, cache_params: Any = None, attention_mask: Any = None, **kwargs: Any
-    ) -> Any:
+    import inspect
+
+    def shown(self: Any, hidden_states: Any, cache_params: Any = None, attention_mask: Any = None, **_: Any) -> None:
+        """The parameters, where a decorator hides them."""
+
+    # The tokens, the cache and the mask are known by their places: releases have renamed the cache.
+    signature = inspect.signature(original)
+    if len(signature.parameters) < 5:
+        signature = inspect.signature(shown)
+    tokens, past, mask = list(signature.parameters)[1:4]
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        call = signature.bind(self, *args, **kwargs)
+        given = call.arguments
+        hidden_states, cache, attention_mask = given[tokens], given.get(past), given.get(mask)
         # Other devices may run kernels from several sources; without any, this release computes right there
         # but for dt (adapter zamba2-time-step-limit) and for padding between tokens. Packed sequences need
         # kernels; newer releases refuse them without.
         packed = any(kwargs.get(name) is not None for name in ("seq_idx", "cu_seqlens"))
-        if hidden_states.device.type != "cpu" or packed or records_past(cache_params, self.layer_idx):
-            return original(self, hidden_states, cache_params, attention_mask, **kwargs)
-        return mixed(self, hidden_states, cache_params, attention_mask, read_numbered, write_numbered)
+        if hidden_states.device.type != "cpu" or packed or records_past(cache, self.layer_idx):
+            return original(*call.args, **call.kwargs)
+        return mixed(self, hidden_states, cache, attention_mask, read_numbered, write_numbered)
 
     return forward
 
 
+_CACHE = tuple(f"transformers.cache_utils:Cache.{name}" for name in ("update_conv_state", "update_recurrent_state"))
+_RELIES = (f"{MIXER}.__init__", *_CACHE)
 _TORCH_FORWARD = ("self", "input_states", "cache_params", "attention_mask")
 
 ADAPTERS = (
     Adapter(
         name="zamba2-plain-scan-hybrid-cache",
-        requires="transformers>=4.49,<5.5",
+        library="transformers",
+        since="4.49",
+        fixed="5.5",
+        group="numbers",
         target=f"{MIXER}.torch_forward",
         replace=torch_forward(read_hybrid, write_hybrid),
         signature=_TORCH_FORWARD,
@@ -76,27 +93,39 @@ ADAPTERS = (
     ),
     Adapter(
         name="zamba2-plain-scan-layer-cache",
-        requires="transformers>=5.5,<5.14",
+        library="transformers",
+        since="5.5",
+        fixed="5.14",
+        group="numbers",
         target=f"{MIXER}.torch_forward",
         replace=torch_forward(read_layers, write_layers),
+        relies=_RELIES,
         signature=_TORCH_FORWARD,
         upstream="none known",
         ends="replaced the cache",
     ),
     Adapter(
         name="zamba2-plain-scan-numbered-states",
-        requires="transformers>=5.14,<5.15",
+        library="transformers",
+        since="5.14",
+        fixed="5.15",
+        group="numbers",
         target=f"{MIXER}.torch_forward",
         replace=torch_forward(read_numbered, write_numbered, leave=records_past),
+        relies=_RELIES,
         signature=_TORCH_FORWARD,
         upstream="none known",
         ends="replaced the method",
     ),
     Adapter(
         name="zamba2-plain-scan-hidden-parameters",
-        requires="transformers>=5.15,<5.16",
+        library="transformers",
+        since="5.15",
+        fixed="5.16",
+        group="numbers",
         target=f"{MIXER}.forward",
         replace=forward,
+        relies=_RELIES,
         # A decorator that does not say what it wraps.
         signature=("self", "*args", "**kwargs"),
         upstream="none known",
@@ -104,11 +133,19 @@ ADAPTERS = (
     ),
     Adapter(
         name="zamba2-plain-scan",
-        requires="transformers>=5.16,<5.24",
+        library="transformers",
+        since="5.16",
+        group="numbers",
         target=f"{MIXER}.forward",
         replace=forward,
-        signature=("self", "hidden_states", "cache_params", "attention_mask", "**kwargs"),
+        relies=_RELIES,
+        signature=(
+            "self",
+            Role("hidden_states", positional=True),
+            CACHE,
+            Role("attention_mask", positional=True),
+            "**kwargs",
+        ),
         upstream="none known",
-        ends=None,
     ),
 )

@@ -30,11 +30,12 @@ def after_loading(original: Any) -> Any:
 ADAPTERS = (
     Adapter(
         name="quant-state-per-module",
-        requires="transformers>=4.49,<5.24",
+        library="transformers",
+        since="4.49",
+        group="quantization",
         target="transformers.quantizers.quantizer_bnb_8bit:Bnb8BitHfQuantizer._process_model_after_weight_loading",
         replace=after_loading,
         signature=("self", "model", "**kwargs"),
         upstream="none known",
-        ends=None,
     ),
 )

@@ -54,12 +54,14 @@ def load(original: Any) -> Any:
 ADAPTERS = tuple(
     Adapter(
         name=f"{model_type}-rehydrate",
-        requires="transformers>=4.49,<5.24",
+        library="transformers",
+        since="4.49",
+        group="loading",
         target=f"transformers.models.{model_type}.modeling_{model_type}:{cls}._load_pretrained_model",
         replace=load,
+        relies=("transformers.core_model_loading:convert_and_load_state_dict_in_model",),
         signature=(..., "model", "state_dict", ...),
         upstream="none known",
-        ends=None,
     )
     for model_type, cls in (("zamba2", "Zamba2PreTrainedModel"), ("zamba", "ZambaPreTrainedModel"))
 )

@@ -32,7 +32,10 @@ def init(original: Any) -> Any:
 
 ADAPTER = Adapter(
     name="zamba2-no-rotary",
-    requires="transformers>=5.0,<5.4",
+    library="transformers",
+    since="5.0",
+    fixed="5.4",
+    group="numbers",
     target="transformers.models.zamba2.modeling_zamba2:Zamba2Model.__init__",
     replace=init,
     signature=("self", "config"),

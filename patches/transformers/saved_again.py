@@ -38,12 +38,14 @@ def reads_quant_states(conversion: Any) -> bool:
 ADAPTERS = tuple(
     Adapter(
         name=f"{model_type}-saved-again",
-        requires="transformers>=5.0,<5.24",
+        library="transformers",
+        since="5.0",
+        group="saving",
         target=f"transformers.models.{model_type}.modeling_{model_type}:{cls}.save_pretrained",
         replace=save,
+        relies=("transformers.core_model_loading:revert_weight_conversion",),
         signature=("self", "save_directory", "is_main_process", "state_dict", ...),
         upstream="none known",
-        ends=None,
     )
     for model_type, cls in (("zamba2", "Zamba2PreTrainedModel"), ("zamba", "ZambaPreTrainedModel"))
 )

@@ -52,12 +52,13 @@ def save(original: Any) -> Any:
 ADAPTERS = tuple(
     Adapter(
         name=f"{model_type}-saved-once",
-        requires="transformers>=4.49,<5.24",
+        library="transformers",
+        since="4.49",
+        group="saving",
         target=f"transformers.models.{model_type}.modeling_{model_type}:{cls}.save_pretrained",
         replace=save,
         signature=("self", "save_directory", "is_main_process", "state_dict", ...),
         upstream="none known",
-        ends=None,
     )
     for model_type, cls in (("zamba2", "Zamba2PreTrainedModel"), ("zamba", "ZambaPreTrainedModel"))
 )

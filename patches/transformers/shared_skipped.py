@@ -35,12 +35,14 @@ def skipped_by_default(model: Any) -> list[str]:
 ADAPTERS = tuple(
     Adapter(
         name=f"shared-skipped-{bits}bit",
-        requires="transformers>=4.49,<5.24",
+        library="transformers",
+        since="4.49",
+        group="quantization",
         target=f"transformers.quantizers.quantizer_bnb_{bits}bit:{cls}._process_model_before_weight_loading",
         replace=before_loading,
+        relies=("transformers.quantizers.base:get_keys_to_not_convert",),
         signature=("self", "model", "device_map", ...),
         upstream="none known",
-        ends=None,
     )
     for bits, cls in ((4, "Bnb4BitHfQuantizer"), (8, "Bnb8BitHfQuantizer"))
 )

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from zamba_compat.adapters import Adapter
+from zamba_compat.adapters import CACHE, Adapter
 
 
 def forward(original: Any) -> Any:
@@ -25,7 +25,8 @@ def forward(original: Any) -> Any:
         self: Any, hidden_states: Any, original_hidden_states: Any, layer_idx: Any, *args: Any, **kwargs: Any
     ) -> Any:
         given = hidden_states, original_hidden_states
-        with within(self, *given, kwargs.get("past_key_values", kwargs.get("past_key_value"))):
+        cache = next((kwargs[name] for name in CACHE.names if name in kwargs), None)
+        with within(self, *given, cache):
             return original(self, *given, layer_idx, *args, **kwargs)
 
     return forward
@@ -33,10 +34,11 @@ def forward(original: Any) -> Any:
 
 ADAPTER = Adapter(
     name="zamba2-shared-token",
-    requires="transformers>=4.49,<5.24",
+    library="transformers",
+    since="4.49",
+    group="speed",
     target="transformers.models.zamba2.modeling_zamba2:Zamba2AttentionDecoderLayer.forward",
     replace=forward,
     signature=("self", "hidden_states", "original_hidden_states", "layer_idx", ...),
     upstream="none known",
-    ends=None,
 )

@@ -37,12 +37,14 @@ def get_expanded_tied_weights_keys(original: Any) -> Any:
 ADAPTERS = tuple(
     Adapter(
         name=f"{model_type}-tie-map",
-        requires="transformers>=5.0,<5.24",
+        library="transformers",
+        since="5.0",
+        group="tying",
         target=f"transformers.models.{model_type}.modeling_{model_type}:{cls}.get_expanded_tied_weights_keys",
         replace=get_expanded_tied_weights_keys,
+        relies=("transformers.modeling_utils:PreTrainedModel.tie_weights",),
         signature=("self", "all_submodels"),
         upstream="huggingface/transformers#43623",
-        ends=None,
     )
     for model_type, cls in (("zamba2", "Zamba2Model"), ("zamba", "ZambaModel"))
 )

@@ -46,7 +46,10 @@ def zamba_init(original: Any) -> Any:
 ADAPTERS = (
     Adapter(
         name="zamba2-tied-keys",
-        requires="transformers>=4.49,<5",
+        library="transformers",
+        since="4.49",
+        fixed="5",
+        group="saving",
         target="transformers.models.zamba2.modeling_zamba2:Zamba2Model.get_layers",
         replace=get_layers,
         signature=("self", "blocks", "linear_layers", "mamba_layers"),
@@ -55,7 +58,10 @@ ADAPTERS = (
     ),
     Adapter(
         name="zamba-tied-keys",
-        requires="transformers>=4.49,<5",
+        library="transformers",
+        since="4.49",
+        fixed="5",
+        group="saving",
         target="transformers.models.zamba.modeling_zamba:ZambaModel.__init__",
         replace=zamba_init,
         signature=("self", "config"),

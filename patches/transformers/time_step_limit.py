@@ -27,10 +27,12 @@ def init(original: Any) -> Any:
 
 ADAPTER = Adapter(
     name="zamba2-time-step-limit",
-    requires="transformers>=5.15,<5.24",
+    library="transformers",
+    since="5.15",
+    group="numbers",
     target="transformers.models.zamba2.modeling_zamba2:Zamba2MambaMixer.__init__",
     replace=init,
+    relies=("transformers.models.zamba2.modeling_zamba2:Zamba2MambaMixer.forward",),
     signature=("self", "config", ...),
     upstream="none known",
-    ends=None,
 )

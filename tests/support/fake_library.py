@@ -104,8 +104,8 @@ def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeLib
 def make_registry(library: FakeLibrary) -> Iterator[Callable[..., Registry]]:
     made: list[Registry] = []
 
-    def make(*adapters: Adapter, guards: list[str] | None = None) -> Registry:
-        made.append(Registry(adapters, guards=guards))
+    def make(*adapters: Adapter, **settings: Any) -> Registry:
+        made.append(Registry(adapters, **settings))
         return made[-1]
 
     yield make
@@ -129,7 +129,10 @@ def saying(text: str) -> Callable[[Any], Any]:
 
 def adapter(name: str, *targets: str, **fields: Any) -> Adapter:
     settings: dict[str, Any] = {
-        "requires": "zlib_fake>=5.1,<5.17",
+        "library": "zlib_fake",
+        "since": "5.1",
+        "fixed": "5.17",
+        "group": "loading",
         "upstream": "zlib#1",
         "replace": saying(name),
     }

@@ -11,10 +11,21 @@ from collections.abc import Callable
 from typing import Any
 
 from ..errors import AdapterError
-from .releases import Pin
-from .targets import Signature
+from .releases import checked_bounds
+from .targets import Role, Signature
+
+__all__ = ["GROUPS", "GUARDING", "Adapter", "Patch", "Role"]
 
 Factory = Callable[[Any], Any]
+
+GROUPS = (
+    "release", "config", "tying", "saving", "loading", "placement", "quantization", "numbers", "speed", "finetuning",
+    "merging",
+)  # fmt: skip
+"""What an adapter is for. The adapters of one library and group stand or fall together."""
+
+GUARDING = frozenset({"config", "tying", "saving", "loading", "placement", "quantization", "numbers"})
+"""The groups without which a result can be wrong."""
 
 
 class Patch:
@@ -31,7 +42,8 @@ class Patch:
             "package.module:factory", is imported when the patch is applied: for a replacement so long that it
             wants a module with torch imported at its top.
         signature: the parameter names the original must have, in order, `*args` and `**kwargs` with their
-            stars. `...` stands for any number of others. None compares nothing.
+            stars. `...` stands for any number of others, a `Role` for a parameter by any of its names. None
+            compares nothing.
         optional: the attribute is legitimately absent in part of the pinned range.
         add: the owner must not hold the attribute itself; reverting deletes it.
     """
@@ -94,35 +106,48 @@ class Adapter:
 
     Attributes:
         name: words joined by hyphens, unique in a registry.
-        requires: the releases it is for, "transformers>=5.1,<5.17", bounded below and above; or several
-            requirements, all of which must hold. The first names the library that the adapter belongs to.
-            PEP 440 order applies: 5.17.0rc1 is neither below 5.17 nor at or above it.
+        library: the distribution that has the defect.
+        since: the first release that has it, or the first that this adapter is for.
+        fixed: the first release that no longer has it, or has it in another form; None while it is open. It is the
+            defect's own bound: an adapter never ends where testing ends. Which releases were tested stands in
+            verified.json.
+        group: what it is for, one of `GROUPS`.
+        needs: groups of the same library without which it cannot do its work.
         upstream: the upstream issues and pull requests, or "none known".
         patches: the attributes to replace. For a single one, `target`, `replace` and the rest may be given
             instead.
+        relies: further functions, as targets are written, that the replacement counts on. In a release that was not
+            tested they must be as they were in one that was.
         summary: one line; by default the first docstring line of the module that declares the adapter.
         condition: called once per arming, when the first of the adapter's modules has been imported; returns
             a reason not to apply it, or None.
-        ends: what the release at the upper bound did, for `status()`: "fixed" is told as "fixed in 5.17";
-            "continued by NAME" if it has the defect in a form that another adapter is for. None if the defect
-            is still there and the bound is only where testing ends: a newer release is then "unpinned".
+        ends: what the release `fixed` did, for `status()`: "fixed" is told as "fixed in 5.17"; "continued by NAME" if
+            it has the defect in a form that another adapter is for.
 
     Raises:
         AdapterError: at construction, if any of this is malformed.
     """
 
-    __slots__ = ("condition", "ends", "name", "patches", "pins", "requires", "summary", "upstream")
+    __slots__ = (
+        "condition", "ends", "fixed", "group", "library", "name", "needs", "patches", "relies", "since", "summary",
+        "upstream",
+    )  # fmt: skip
 
     def __init__(
         self,
         *,
         name: str,
-        requires: str | tuple[str, ...],
+        library: str,
+        since: str,
+        group: str,
         upstream: str,
+        fixed: str | None = None,
+        needs: tuple[str, ...] = (),
         patches: tuple[Patch, ...] = (),
+        relies: tuple[str, ...] = (),
         summary: str = "",
         condition: Callable[[], str | None] | None = None,
-        ends: str | None = "fixed",
+        ends: str = "fixed",
         target: str | None = None,
         replace: Factory | str | None = None,
         signature: Signature | None = None,
@@ -132,9 +157,10 @@ class Adapter:
         where = f"adapter {name}"
         if not all(word.isascii() and word.isalnum() and word == word.lower() for word in name.split("-")):
             raise AdapterError("A malformed name.", where=where, remedy="Write lower-case words joined by hyphens.")
-        requirements = (requires,) if isinstance(requires, str) else requires
-        if not requirements:
-            raise AdapterError("No requirement.", where=where, remedy="Say which releases it is for.")
+        checked_bounds(library, since, fixed, where=where)
+        for word in (group, *needs):
+            if word not in GROUPS:
+                raise AdapterError(f"There is no group {word!r}.", where=where, remedy=f"Groups: {', '.join(GROUPS)}.")
         if (target is None) != (replace is None) or (target is None) != bool(patches):
             raise AdapterError(
                 "Neither one target nor patches, or both.",
@@ -156,9 +182,12 @@ class Adapter:
                 where=where,
                 remedy='Open the declaring module with a docstring; write "none known" if nothing is.',
             )
-        self.name, self.requires, self.upstream, self.patches = name, requires, upstream, patches
-        self.summary, self.condition, self.ends = summary, condition, ends
-        self.pins = tuple(Pin.parse(text, where=where) for text in requirements)
+        for target in relies:
+            if not _is_target(target):
+                raise AdapterError("A malformed target.", where=target, remedy='Write "package.module:function".')
+        self.name, self.library, self.since, self.fixed = name, library, since, fixed
+        self.group, self.needs, self.upstream, self.ends = group, needs, upstream, ends
+        self.patches, self.relies, self.summary, self.condition = patches, relies, summary, condition
         if len(set(self.targets)) < len(patches):
             raise AdapterError("A target named twice.", where=where, remedy="Give each target one patch.")
 
@@ -166,9 +195,9 @@ class Adapter:
         return f"Adapter({self.name!r})"
 
     @property
-    def library(self) -> str:
-        """The library the adapter belongs to."""
-        return self.pins[0].library
+    def requires(self) -> str:
+        """The releases it is for, as a requirement: "transformers>=5.1,<5.17"."""
+        return f"{self.library}>={self.since}" + ("" if self.fixed is None else f",<{self.fixed}")
 
     @property
     def modules(self) -> tuple[str, ...]:

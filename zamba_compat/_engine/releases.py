@@ -1,4 +1,4 @@
-"""Which release of a library is installed, and where it lies against a pinned range.
+"""Which release of a library is installed, and where it lies against the bounds of a defect.
 
 `packaging` is imported inside the functions: declaring an adapter must stay cheap.
 """
@@ -15,91 +15,56 @@ from ..errors import AdapterError
 if TYPE_CHECKING:
     from packaging.version import Version
 
-_REQUIREMENT = re.compile(r"(?P<library>[A-Za-z0-9]+(?:[._-][A-Za-z0-9]+)*)\s*(?P<range>[<>=!~].*)")
-_SPECIFIER = re.compile(
-    r"\s*(?P<operator>~=|==|!=|<=|>=|<|>)\s*"
-    r"(?P<version>\d+(?:\.\d+)*(?:(?:a|b|rc)\d+)?(?:\.post\d+)?(?:\.dev\d+)?(?:\.\*)?)\s*"
-)
-_REMEDY = 'Write a requirement with both bounds, such as "transformers>=5.1,<5.17".'
+_NAME = re.compile(r"[A-Za-z0-9]+(?:[._-][A-Za-z0-9]+)*")
+_VERSION = re.compile(r"\d+(?:\.\d+)*")
 
 
-class Pin(NamedTuple):
-    """One requirement: a library and the range of its releases, as (operator, version) pairs."""
+def checked_bounds(library: str, since: str, fixed: str | None, *, where: str) -> None:
+    """Refuse bounds that cannot be compared, or between which there is no release.
 
-    library: str
-    range: str
-    specifiers: tuple[tuple[str, str], ...]
-
-    def __str__(self) -> str:
-        return self.library + self.range
-
-    @classmethod
-    def parse(cls, requirement: str, *, where: str) -> Pin:
-        """Read a requirement.
-
-        Raises:
-            AdapterError: if it is malformed, empty, or has no lower or no upper bound.
-        """
-
-        def refuse(what: str) -> AdapterError:
-            return AdapterError(f"{what} in the requirement {requirement!r}.", where=where, remedy=_REMEDY)
-
-        match = _REQUIREMENT.fullmatch(requirement.strip())
-        parts = [_SPECIFIER.fullmatch(part) for part in match["range"].split(",")] if match else []
-        if match is None or None in parts:
-            raise refuse("No library with a comma-separated list of version specifiers")
-        specifiers = tuple((part["operator"], part["version"]) for part in parts if part is not None)
-        lows = [_release(version) for operator, version in specifiers if operator in (">=", ">", "==", "~=")]
-        highs = [_release(version) for operator, version in specifiers if operator in ("<", "<=", "==")]
-        if not lows:
-            raise refuse("No lower bound")
-        if not highs and all(operator != "~=" for operator, _ in specifiers):
-            raise refuse("No upper bound")
-        if highs and max(lows) > min(highs):
-            raise refuse("No release possible")
-        return cls(match["library"], ",".join(f"{op}{version}" for op, version in specifiers), specifiers)
+    Raises:
+        AdapterError: a malformed name or version, or `fixed` not above `since`.
+    """
+    remedy = 'Write library="transformers", since="5.1", fixed="5.17", or fixed=None while the defect is open.'
+    if _NAME.fullmatch(library) is None:
+        raise AdapterError(f"{library!r} is no name of a library.", where=where, remedy=remedy)
+    for version in (since,) if fixed is None else (since, fixed):
+        if _VERSION.fullmatch(version) is None:
+            raise AdapterError(f"{version!r} is no final release.", where=where, remedy=remedy)
+    if fixed is not None and _release(fixed) <= _release(since):
+        raise AdapterError(f"No release from {since} to below {fixed}.", where=where, remedy=remedy)
 
 
-class Verdict(NamedTuple):
-    """Where a release lies: inside the range, outside it, or beyond what is known ("unpinned")."""
+class Place(NamedTuple):
+    """Where a release lies: inside the bounds, outside of them, or where only its code can tell ("boundary")."""
 
-    kind: Literal["inside", "outside", "unpinned"]
+    kind: Literal["inside", "outside", "boundary"]
     reason: str = ""
 
 
-def judge(pin: Pin, version: str, ends: str | None) -> Verdict:
-    """Place a release against a pin. Pre-releases count as PEP 440 orders them.
+def place(since: str, fixed: str | None, ends: str, version: str | None) -> Place:
+    """Place a release against a defect's bounds, in the order of PEP 440.
 
-    A pre-release of a bound lies on neither side (`<5.17` and `>=5.17` both refuse 5.17.0rc1), and whether it
-    has the change is unknown, so it is unpinned.
+    A pre-release or development build of a bound (5.17.0rc1, 5.17.0.dev0 for 5.17) may have the change already or
+    not; neither can be said of a version that is not comparable.
 
     Args:
-        ends: what the release at the upper bound did ("fixed"), None if only the testing ends there.
+        ends: what the release `fixed` did.
+        version: None if it cannot be told.
     """
-    from packaging.specifiers import Specifier
     from packaging.version import Version
 
     parsed = _parsed(version)
     if parsed is None:
-        return Verdict("unpinned", f"{version!r} is not a version that can be compared")
-    verdicts = []
-    for operator, text in pin.specifiers:
-        if Specifier(operator + text).contains(parsed, prereleases=True):
-            continue
-        bound = Version(text.removesuffix(".*"))
-        if operator == "!=":
-            verdicts.append(Verdict("outside", f"{operator}{text} leaves it out"))
-        elif parsed.is_prerelease and Version(parsed.base_version) == bound:
-            return Verdict("unpinned", f"a pre-release of {bound}, which no adapter is pinned for")
-        elif parsed < bound:
-            return Verdict("outside", f"begins in {bound}")
-        elif operator == ">":
-            return Verdict("outside", f"begins after {bound}")
-        elif ends is None:
-            return Verdict("unpinned", f"newer than the releases it is pinned for ({pin.range})")
-        else:
-            return Verdict("outside", f"{ends} in {bound}" if operator == "<" else f"{ends} after {text}")
-    return verdicts[0] if verdicts else Verdict("inside")
+        return Place("boundary", "its version cannot be told" if version is None else f"{version!r} is no version")
+    bounds = [Version(bound) for bound in ((since,) if fixed is None else (since, fixed))]
+    if parsed.is_prerelease and Version(parsed.base_version) in bounds:
+        return Place("boundary", f"a pre-release of {parsed.base_version}")
+    if parsed < bounds[0]:
+        return Place("outside", f"begins in {since}")
+    if fixed is not None and parsed >= bounds[1]:
+        return Place("outside", f"{ends} in {fixed}")
+    return Place("inside")
 
 
 def installed_version(library: str) -> str | None:
@@ -119,14 +84,31 @@ def installed_version(library: str) -> str | None:
     return next((version for version in texts if _parsed(version) is not None), texts[0] if texts else None)
 
 
+def is_editable(library: str) -> bool:
+    """Whether a library is installed from a source tree that may change under its version (PEP 610)."""
+    import json
+    from importlib import metadata
+
+    with suppress(Exception):  # not installed, or damaged metadata
+        text = metadata.distribution(library).read_text("direct_url.json")
+        return bool(text and json.loads(text).get("dir_info", {}).get("editable"))
+    return False
+
+
 def import_name(library: str) -> str:
     """The name a library is imported by."""
     return library.replace("-", "_")
 
 
+def sort_key(version: str) -> Version:
+    """What orders versions, oldest first."""
+    from packaging.version import Version
+
+    return Version(version)
+
+
 def _release(version: str) -> tuple[int, ...]:
-    digits = re.match(r"[\d.]+", version)
-    release = [int(part) for part in digits[0].split(".") if part] if digits else []
+    release = [int(part) for part in version.split(".")]
     while release and release[-1] == 0:
         release.pop()
     return tuple(release)

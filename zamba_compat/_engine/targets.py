@@ -12,7 +12,25 @@ if TYPE_CHECKING:
     from inspect import Parameter
 
 MARK = "__zamba_compat__"
-Signature = tuple[str | EllipsisType, ...]
+
+
+class Role:
+    """A parameter by what it is for: any of several names, which releases have given it in turn.
+
+    Where a release was not tested, a new name in its place is taken too if the replacement binds by position
+    (`Role.positional`), and what the function computes is then compared with what is right.
+    """
+
+    __slots__ = ("names", "positional")
+
+    def __init__(self, *names: str, positional: bool = False) -> None:
+        self.names, self.positional = names, positional
+
+    def __str__(self) -> str:
+        return "/".join(self.names)
+
+
+Signature = tuple[str | EllipsisType | Role, ...]
 
 
 class Drift(Exception):
@@ -91,8 +109,11 @@ def unwrap(raw: Any, slot: Slot) -> tuple[Any, Callable[[Any], Any]]:
     return raw, lambda replacement: replacement
 
 
-def check(original: Any, signature: Signature) -> None:
+def check(original: Any, signature: Signature, *, lenient: bool = False) -> None:
     """Compare the parameters of the original with the names expected.
+
+    Args:
+        lenient: take any name for a `Role` that is bound by position.
 
     Raises:
         Drift: if they differ, or if the original has no signature.
@@ -103,10 +124,18 @@ def check(original: Any, signature: Signature) -> None:
         parameters = [_spelled(parameter) for parameter in inspect.signature(original).parameters.values()]
     except (TypeError, ValueError) as error:
         raise Drift(f"has no signature to compare ({error})") from error
-    pattern = "".join(r"(?:[^,]+,)*" if name is ... else re.escape(f"{name},") for name in signature)
+    pattern = "".join(_pattern(name, lenient) for name in signature)
     if re.fullmatch(pattern, "".join(f"{name}," for name in parameters)) is None:
         expected = ", ".join("..." if name is ... else str(name) for name in signature)
         raise Drift(f"has the parameters ({', '.join(parameters)}), expected ({expected})")
+
+
+def _pattern(expected: str | EllipsisType | Role, lenient: bool) -> str:
+    if isinstance(expected, EllipsisType):
+        return r"(?:[^,]+,)*"
+    if isinstance(expected, str):
+        return re.escape(f"{expected},")
+    return r"[^,*]+," if lenient and expected.positional else rf"(?:{'|'.join(map(re.escape, expected.names))}),"
 
 
 def stamp(replacement: Any, original: Any, adapter: str) -> Any:

@@ -10,17 +10,21 @@ from zamba_compat.diagnostics import Report, report
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="the whole report as JSON")
+    parser.add_argument(
+        "--check", metavar="CHECKPOINT", help="also load a checkpoint and compare what the model holds with its files"
+    )
     parser.add_argument("--all", action="store_true", help="also list the adapters that are not needed here")
 
 
 def run(options: argparse.Namespace) -> int:
-    found = report()
+    found = report(options.check)
     print(json.dumps(found.as_dict(), indent=2) if options.json else text(found, everything=options.all))
     return 0 if found.ok else 1
 
 
 def text(found: Report, *, everything: bool = False) -> str:
-    lines = ["installed"]
+    lines = [verdict.sentence() for verdict in found.verdicts]
+    lines.append("installed")
     lines += [f"  {name:<16} {version or '-'}" for name, version in found.versions.items()]
     lines.append(f"  {'loops in C':<16} {found.native or '- (PyTorch computes everything)'}")
     lines.append("adapters")

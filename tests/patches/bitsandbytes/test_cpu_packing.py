@@ -21,7 +21,7 @@ from zamba_compat.patches.bitsandbytes import cpu_packing, cpu_product
 from zamba_compat.patches.bitsandbytes.cpu_packing import is_packed, pack, unpack_all
 
 from support.native import read_wide, there
-from zamba_compat._engine.releases import judge
+from zamba_compat._engine.releases import place
 from zamba_compat.adapters import Registry
 from zamba_compat.native.quantized import loops
 from zamba_compat.packed_4bit import packed_bytes, plain_bytes
@@ -129,8 +129,8 @@ def test_layout_is_that_of_bitsandbytes(linear: Linear) -> None:
 
 @pytest.mark.parametrize("release", ["0.48.2", "0.49.0", "0.49.1", "0.49.2", "0.50.0", "0.50.1", "0.50.2", "0.51.0"])
 def test_releases(release: str) -> None:
-    kinds = {judge(pin, release, cpu_packing.ADAPTER.ends).kind for pin in cpu_packing.ADAPTER.pins}
-    assert kinds == {{"0.48.2": "outside", "0.51.0": "unpinned"}.get(release, "inside")}
+    found = place(cpu_packing.ADAPTER.since, cpu_packing.ADAPTER.fixed, "fixed", release).kind
+    assert found == ("outside" if release == "0.48.2" else "inside")
 
 
 def test_not_needed_without_the_instructions(monkeypatch: pytest.MonkeyPatch) -> None:

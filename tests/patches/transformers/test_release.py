@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 from zamba_compat.patches.transformers import release
 
 OLD = """
@@ -47,19 +45,3 @@ def test_a_release_without_zamba2(tmp_path: Path) -> None:
 
 def test_this_release_has_zamba2() -> None:
     assert release.release_fault() is None
-
-
-@pytest.mark.parametrize("broken", [False, True])
-def test_a_newer_release_is_probed_and_the_outcome_said(
-    broken: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import zamba_compat.diagnostics as diagnostics
-
-    if broken:
-        monkeypatch.setattr(diagnostics, "tying_fault", lambda model: "layer 17 is not tied")
-    loaded = release.probed_from_pretrained(lambda cls, name: name)
-    with caplog.at_level(logging.WARNING, "zamba_compat"):
-        assert loaded(object, "x") == "x" == loaded(object, "x")
-    (record,) = caplog.records
-    assert ("not supported yet" in record.message) == broken
-    assert ("ties the blocks" in record.message) == (not broken)

@@ -20,7 +20,10 @@ def same(original: Any) -> Any:
 def adapter(**overrides: Any) -> Adapter:
     fields: dict[str, Any] = {
         "name": "block-order",
-        "requires": "lib>=5.1,<5.17",
+        "library": "lib",
+        "since": "5.1",
+        "fixed": "5.17",
+        "group": "tying",
         "upstream": "lib#1",
         "target": "lib.mod:Class.method",
         "replace": same,
@@ -58,9 +61,14 @@ def test_names_the_modules_and_targets_in_order() -> None:
         ({"name": ""}, "malformed name"),
         ({"name": "block--order"}, "malformed name"),
         ({"name": "block-\N{SUPERSCRIPT TWO}"}, "malformed name"),
-        ({"requires": "lib>=5.1"}, "No upper bound"),
-        ({"requires": ("lib>=5.1,<5.17", "other<2")}, "No lower bound"),
-        ({"requires": ()}, "No requirement"),
+        ({"library": "lib>=5.1"}, "no name of a library"),
+        ({"since": "5.x"}, "no final release"),
+        ({"fixed": "5.17rc1"}, "no final release"),
+        ({"since": "5.17"}, "No release from 5.17 to below 5.17"),
+        ({"since": "5.17.0", "fixed": "5.17"}, "No release"),
+        ({"group": "tie"}, "no group 'tie'"),
+        ({"needs": ("loads",)}, "no group 'loads'"),
+        ({"relies": ("lib.mod.f",)}, "malformed target"),
         ({"target": None}, "Neither"),
         ({"replace": None}, "Neither"),
         ({"target": None, "replace": None}, "Neither"),
@@ -97,9 +105,9 @@ def test_refuses_a_module_without_a_docstring(monkeypatch: pytest.MonkeyPatch) -
     ("make", "what"),
     [
         (lambda: [adapter(), adapter(target="lib.mod:f")], "two of this name"),
-        (lambda: [adapter(), adapter(requires="b>=1,<2", target="b:f")], "two of this name"),
+        (lambda: [adapter(), adapter(library="b", since="1", target="b:f")], "two of this name"),
         (
-            lambda: [adapter(), adapter(name="other", requires="b>=1,<2")],
+            lambda: [adapter(), adapter(name="other", library="b", since="1")],
             "patched for lib too, by block-order",
         ),
     ],
@@ -120,7 +128,8 @@ def test_guards_are_the_modules_named_for_zamba() -> None:
 def test_declaring_imports_nothing_heavy() -> None:
     code = (
         "import sys; from zamba_compat.adapters import Adapter, Registry;"
-        "a = Adapter(name='a', requires='t>=1,<2', upstream='-', summary='s', target='t.m:f', replace=id);"
+        "a = Adapter(name='a', library='t', since='1', group='tying', upstream='-', summary='s',"
+        "target='t.m:f', replace=id);"
         "Registry([a]).arm();"
         "print(sorted({'torch', 'transformers', 'numpy', 'packaging'} & set(sys.modules)))"
     )

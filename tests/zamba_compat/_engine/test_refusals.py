@@ -28,13 +28,13 @@ def test_a_target_that_is_gone_is_an_error(library: FakeLibrary, make_registry: 
     registry.arm()
     refused(
         "adapter forward, zlib_fake 5.3.0: ",
-        f"{LEAF}:Model.forward is missing, although this release is within zlib_fake>=5.1,<5.17.",
-        "Install an unmodified zlib_fake>=5.1,<5.17",
+        f"{LEAF}:Model.forward is missing, although zlib_fake 5.3.0 is one of the tested releases.",
+        "Install an unmodified zlib_fake",
     )
     assert state(registry) == {"forward": "refused", "scan": "refused"}
     reasons = [status.reason for status in registry.status()]
     assert "is missing" in reasons[0]
-    assert reasons[1] == "taken back with forward"
+    assert reasons[1].startswith("taken back with forward: ")
 
 
 def test_a_class_that_is_gone_is_an_error(library: FakeLibrary, make_registry: Any) -> None:
@@ -183,7 +183,7 @@ def test_an_error_of_the_module_itself_is_left_alone(library: FakeLibrary, make_
 @pytest.mark.parametrize("first", [True, False])
 def test_libraries_fail_apart(first: bool, library: FakeLibrary, make_registry: Any) -> None:
     library.distribute("1.0", name="other_fake")
-    gone = adapter("gone", f"{SHARED}:gone", requires="other_fake>=1,<2")
+    gone = adapter("gone", f"{SHARED}:gone", library="other_fake", since="1")
     mine = adapter("load", f"{SHARED}:load")
     registry = make_registry(*((gone, mine) if first else (mine, gone)), guards=[LEAF])
     registry.arm()

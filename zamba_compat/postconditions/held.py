@@ -1,0 +1,173 @@
+"""What a loaded model holds, and what a saved one has written: compared with the files and the sharing map."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from ..loading import Stored
+from ..quant_states import weight_of
+from ..quantized import is_quantized
+from ..rehydrate import Plan, plan
+from ..rotary import rescaled_theta, stored_theta
+from ..settings import settings
+from ..sharing import SharingMap
+from . import Fault
+from .sampled import differs
+
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+
+
+def shared_once(model: Any) -> list[Fault]:
+    """Every parameter of a shared block is one and the same at all positions of its block."""
+    sharing = SharingMap.from_config(model.config)
+    present = dict(model.named_parameters(remove_duplicate=False))
+    for name, parameter in present.items():
+        shared = sharing.parse(name)
+        if shared is None:
+            continue
+        canonical = sharing.canonical_key(name)
+        if present.get(canonical) is not parameter:
+            return [Fault("tying", f"{name} is not {canonical}, which it shares")]
+    return []
+
+
+def quantized(model: Any, source: Mapping[str, Any]) -> list[Fault]:
+    """Linears of shared blocks are quantized by bitsandbytes, if the model is and the user did not leave them out."""
+    from torch import nn
+
+    quantizer = getattr(model, "hf_quantizer", None)
+    config = getattr(quantizer, "quantization_config", None)
+    wanted = getattr(config, "load_in_4bit", False) or getattr(config, "load_in_8bit", False)
+    if not wanted or getattr(quantizer, "pre_quantized", False) or not settings().quantize_shared:
+        return []
+    left_out = tuple(getattr(source.get("quantization_config"), "llm_int8_skip_modules", None) or ())
+    sharing = SharingMap.from_config(model.config)
+    for name, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, nn.Linear) and sharing.parse(name) and not is_quantized(module):
+            aliases = sharing.aliases(name)
+            if not any(f"{word}." in f"{alias}." for word in left_out for alias in aliases):
+                return [Fault("quantization", f"{name} was not quantized")]
+    return []
+
+
+def rotary(model: Any) -> list[Fault]:
+    """use_long_context has its effect on the rotary frequencies, once."""
+    config = model.config
+    if not (getattr(config, "use_long_context", False) and getattr(config, "use_mem_rope", False)):
+        return []
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    embedding = getattr(getattr(model, "model", model), "rotary_emb", None)
+    inv_freq = getattr(embedding, "inv_freq", None)
+    if rope.get("rope_type", "default") != "default" or inv_freq is None or inv_freq.is_meta:
+        return []
+    frequencies = inv_freq.float().cpu()
+    base = rescaled_theta(config, stored_theta(config))
+    count = len(frequencies)
+    last = base ** (-(count - 1) / count)
+    if abs(frequencies[-1].item() / last - 1) < 1e-3:
+        return []
+    return [Fault("config", "use_long_context has no effect on the rotary frequencies, or another")]
+
+
+def as_stored(model: Any, source: Mapping[str, Any]) -> list[Fault]:
+    """What the model holds is what the checkpoint stores, compared in a few rows of every tensor.
+
+    Raises:
+        MissingTensorError: a shared tensor is stored nowhere.
+    """
+    given = source.get("state_dict")
+    files = [] if given is not None else files_of(source)
+    if not given and not files:
+        return []
+    with ExitStack() as opened:
+        return list(_differences(model, Stored(given, files, opened), settings().divergent))[:3]
+
+
+def written(model: Any, directory: Any, state_dict: Mapping[str, Any] | None) -> list[Fault]:
+    """What was saved is what the model holds, each shared tensor once, with a config that says how it is shared."""
+    files = _files_in(Path(directory))
+    if not files:
+        return []
+    found: list[Fault] = []
+    with ExitStack() as opened:
+        stored = Stored(None, files, opened)
+        names = set(stored.names)
+        orphans = [name for name in stored.names if (w := weight_of(name)) is not None and w not in names]
+        if orphans:
+            found.append(Fault("saving", f"{orphans[0]} was saved without its weight"))
+        sharing = SharingMap.from_config(Path(directory) / "config.json")
+        layout = plan(stored.names, sharing, complete=False)
+        copies = [name for name in layout.unused if weight_of(name) is None]
+        if copies:
+            found.append(Fault("saving", f"{copies[0]} was saved beside {sharing.canonical_key(copies[0])}"))
+        kept = {sharing.canonical_key(name) for name, _ in model.named_parameters() if sharing.parse(name)}
+        lost = sorted(name for name in kept if name not in layout.sources)
+        if lost and state_dict is None:
+            found.append(Fault("saving", f"{lost[0]} was not saved"))
+        if not found and state_dict is None:
+            found += [Fault("saving", f.what) for f in _differences(model, stored, "first")][:3]
+    return found
+
+
+def files_of(source: Mapping[str, Any]) -> list[str]:
+    """The files of weights that `from_pretrained` was given: a directory's, or those in the hub's cache."""
+    name = source.get("pretrained_model_name_or_path")
+    if name is None or source.get("gguf_file"):
+        return []
+    directory = Path(name, source.get("subfolder") or "")
+    if directory.is_dir():
+        return _files_in(directory, source.get("variant"))
+    from huggingface_hub import try_to_load_from_cache
+
+    where = {"cache_dir": source.get("cache_dir"), "revision": source.get("revision")}
+    config = try_to_load_from_cache(str(name), str(Path(source.get("subfolder") or "", "config.json")), **where)
+    return _files_in(Path(config).parent, source.get("variant")) if isinstance(config, str) else []
+
+
+def _files_in(directory: Path, variant: str | None = None) -> list[str]:
+    import json
+
+    for name in WEIGHTS:
+        stem, _, ending = name.rpartition(".")
+        name = f"{stem}.{variant}.{ending}" if variant else name
+        stem, _, ending = name.rpartition(".")
+        index = directory / f"{stem.partition('.')[0]}.{ending}.index{f'.{variant}' if variant else ''}.json"
+        if (directory / name).is_file():
+            return [str(directory / name)]
+        if index.is_file():
+            shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+            return [str(directory / shard) for shard in dict.fromkeys(shards)]
+    return []
+
+
+def _differences(model: Any, stored: Stored, choice: str) -> Iterator[Fault]:
+    sharing = SharingMap.from_config(model.config)
+    held = {**dict(model.named_buffers()), **dict(model.named_parameters(remove_duplicate=False))}
+    modules = dict(model.named_modules(remove_duplicate=False))
+    layout = plan(stored.names, sharing, where=stored.where)
+    for name, source in _pairs(layout, choice):
+        here = next((key for key in (name, f"model.{name}", name.removeprefix("model.")) if key in held), None)
+        if here is None:
+            if sharing.parse(name) and weight_of(name) is None and source.endswith(".weight"):
+                yield Fault("loading", f"the model has no {name}")
+            continue
+        module = modules[here.rpartition(".")[0]]
+        rows = 3 if sharing.parse(name) else 1
+        if differs(held[here], stored.lazy(source), module, here.rpartition(".")[2], rows):
+            yield Fault("loading", f"{here} is not what is stored as {source}")
+
+
+def _pairs(layout: Plan, choice: str) -> Iterator[tuple[str, str]]:
+    """The parameters and the stored names that fill them; where copies are kept, each of them."""
+    several = {key for key, copies in layout.groups.items() if len(copies) > 1}
+    for name, source in layout.sources.items():
+        if not (choice == "mean" and name in several):
+            yield name, source
+    if choice == "keep":
+        for key in several:
+            shared = layout.sharing.parse(key)
+            if shared is not None and shared.adapter is None:
+                yield from ((name, name) for name in layout.groups[key].values())
