@@ -15,6 +15,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,7 @@ def worst(results: dict[str, Any], name: str) -> Any:
 def table(results: dict[str, dict[str, dict[str, Any]]]) -> str:
     from support import simulated
 
-    releases = list(results)
+    releases = [release for release in RELEASES if release in results]
     lines = ["| case | " + " | ".join(releases) + " |", "|---" * (len(releases) + 1) + "|"]
     for name in simulated.CASES:
         cells = [cell(f"/{name}", *(worst(results[r][kind], name) for kind in ("armed", "stock"))) for r in releases]
@@ -110,22 +111,31 @@ def main() -> int:
     parser.add_argument("--releases", nargs="*", default=RELEASES)
     parser.add_argument("--only", default="", help="cases whose name holds this; nothing is written then")
     parser.add_argument("--stock", action="store_true", help="with --here: without zamba_compat")
+    parser.add_argument("--results", type=Path, help="a JSON file for what was found, which is gone on with")
     parser.add_argument("--here", action="store_true", help="the installed release, as JSON")
     options = parser.parse_args()
     if options.here:
         print(json.dumps(run_here(options.stock, options.only)))
         return 0
     results: dict[str, dict[str, dict[str, Any]]] = {}
+    if options.results and options.results.exists():
+        results = json.loads(options.results.read_text())
     wrong = 0
     for release in options.releases:
-        results[release] = {kind: run_release(release, kind == "stock", options.only) for kind in ("armed", "stock")}
-        for name, value in results[release]["armed"].items():
+        found, began = results.setdefault(release, {}), time.monotonic()
+        for kind in ("armed", "stock"):
+            if kind not in found:
+                found[kind] = run_release(release, kind == "stock", options.only)
+                if options.results:
+                    options.results.write_text(json.dumps(results))
+        for name, value in found["armed"].items():
             if is_wrong(name, value):
                 wrong += 1
                 print(f"{release} {name}: {value}", flush=True)
-        bad = sum(is_wrong(*item) for item in results[release]["stock"].items())
-        print(f"{release}: {len(results[release]['armed'])} cases, stock wrong in {bad}", flush=True)
-    if not wrong and not options.only and options.releases == RELEASES:
+        bad = sum(is_wrong(*item) for item in found["stock"].items())
+        took = time.monotonic() - began
+        print(f"{release}: {len(found['armed'])} cases, stock wrong in {bad}, {took:.0f} s", flush=True)
+    if not wrong and not options.only and set(RELEASES) <= results.keys():
         DOCUMENT.write_text(splice(DOCUMENT.read_text(encoding="utf-8"), table(results)), encoding="utf-8")
     return int(wrong > 0)
 

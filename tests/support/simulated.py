@@ -21,7 +21,8 @@ from support import fused_kernels, reference, synthetic
 
 FLOAT, QUANTIZED, SHORT = 1e-4, 3e-2, 8e-2
 LENGTH = 40
-PATTERNS = {"1.2B": "one group", "7B": "two groups"}
+# Of one group and of two. The layers are cut down to a first plain one and hybrids whose blocks alternate.
+PATTERNS = {"1.2B": ("mamba", "hybrid", "hybrid"), "7B": ("mamba", "hybrid", "hybrid", "hybrid")}
 SETTINGS = {"time_step_min": 1e-9, "use_mem_eff_path": True}
 
 
@@ -36,20 +37,22 @@ class Bench:
         self._loaded: dict[Any, Any] = {}
 
     def case(self, **settings: Any) -> synthetic.Case:
-        return synthetic.case(self.pattern, length=LENGTH, **{**SETTINGS, **settings})
+        more = {**SETTINGS, "layers_block_type": PATTERNS[self.pattern], **settings}
+        return synthetic.case(self.pattern, length=LENGTH, **more)
 
-    def model(self, method: str | None = None, **settings: Any) -> Any:
+    def model(self, method: str | None = None, attn_implementation: str = "sdpa", **settings: Any) -> Any:
+        """A copy of the model with `settings` in its config, quantized by a method of conformance.quantization."""
         import transformers
 
         from conformance.quantization import bnb_config
 
-        key = (method, *sorted(settings.items()))
+        key = (method, attn_implementation, *sorted(settings.items()))
         if key not in self._loaded:
             case = self.case(**settings)
             folder = synthetic.write_checkpoint(self.directory / str(len(self._loaded)), case.state, case.config)
             more = {} if method is None else {"quantization_config": bnb_config(method)}
             self._loaded[key] = transformers.AutoModelForCausalLM.from_pretrained(
-                folder, torch_dtype=torch.float32, **more
+                folder, torch_dtype=torch.float32, attn_implementation=attn_implementation, **more
             )
         return copy.deepcopy(self._loaded[key]).eval()
 
