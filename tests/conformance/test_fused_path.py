@@ -5,11 +5,14 @@ What stock gets wrong of it is in docs/gpu.md, by tools/check_simulated.py.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from conformance.quantization import bnb_config
 from support import fused_kernels, simulated
 
 pytestmark = pytest.mark.ours
@@ -88,3 +91,48 @@ def test_packed_samples_on_a_cpu(implementation: str, padded: bool, bench: simul
         got = model(ids, attention_mask=mask, position_ids=positions, use_cache=False).logits[:, kept]
     want = torch.cat(pieces, 1)
     assert (got - want).abs().max() < 1e-5 * want.abs().max()
+
+
+TINY = Path(__file__).parents[1] / "fixtures" / "tiny"
+STEPS, TOKENS = 50, 40
+
+
+def qlora_losses(kernels: Any) -> list[float]:
+    """A QLoRA run on the trained pair: NF4, gradient checkpointing, left padding in one row of two."""
+    import peft
+    import transformers
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        TINY / "base", torch_dtype=torch.float32, quantization_config=bnb_config("nf4")
+    )
+    model = peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=True)
+    torch.manual_seed(0)
+    model = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=["in_proj", "out_proj", "q_proj"])).train()
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=3e-3)
+    text = transformers.AutoTokenizer.from_pretrained(TINY / "base")((TINY / "text_tuned.txt").read_text()[:4000])
+    ids = torch.tensor(text["input_ids"])
+    losses = []
+    for step in range(STEPS):
+        start = step * TOKENS // 2
+        rows = torch.stack([ids[start : start + TOKENS], ids[start + 20 : start + 20 + TOKENS]])
+        mask = torch.ones_like(rows)
+        rows[1, :7], mask[1, :7] = 0, 0
+        with kernels():
+            loss = model(
+                input_ids=rows, attention_mask=mask, labels=rows.masked_fill(mask == 0, -100), use_cache=False
+            ).loss
+            loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return losses
+
+
+@pytest.mark.thorough
+def test_a_qlora_run_goes_as_on_a_cpu() -> None:
+    pytest.importorskip("bitsandbytes")
+    pytest.importorskip("peft")
+    on_cpu, with_kernels = qlora_losses(nullcontext), qlora_losses(fused_kernels.in_use)
+    assert with_kernels == pytest.approx(on_cpu, rel=1e-3)
+    assert sum(with_kernels[-10:]) < 0.95 * sum(with_kernels[:10])
