@@ -88,16 +88,19 @@ def attention_mask(numbers: Tensor, dtype: torch.dtype | None) -> Tensor:
     return torch.zeros(allowed.shape, dtype=dtype, device=numbers.device).masked_fill(~allowed, torch.finfo(dtype).min)
 
 
-def mask_for(implementation: str, numbers: Tensor, dtype: torch.dtype) -> Tensor | None:
+def mask_for(
+    implementation: str, numbers: Tensor, dtype: torch.dtype, *, reads_positions: bool = True
+) -> Tensor | None:
     """The mask that an attention implementation of transformers takes; None where it reads position_ids instead.
 
+    reads_positions: whether the release hands them to its attention.
     Raises PackedSamplesError for one that would mix the samples.
     """
     if implementation == "eager":
         return attention_mask(numbers, dtype)
     if implementation == "sdpa":
         return attention_mask(numbers, None)
-    if "flash" in implementation and len(numbers) == 1 and not bool((numbers == 0).any()):
+    if reads_positions and "flash" in implementation and len(numbers) == 1 and not bool((numbers == 0).any()):
         return None
     raise PackedSamplesError(
         f"{implementation} attention would mix the samples of a row.",

@@ -55,9 +55,7 @@ def causal_mask(original: Any) -> Any:
             return original(self, attention_mask, input_tensor, *args, **kwargs)
         from zamba_compat.packed import mask_for
 
-        # These releases do not tell position_ids to the attention.
-        implementation = self.config._attn_implementation.replace("flash", "fl-ash")
-        return mask_for(implementation, numbers, input_tensor.dtype)
+        return mask_for(self.config._attn_implementation, numbers, input_tensor.dtype, reads_positions=False)
 
     return _update_causal_mask
 
