@@ -26,9 +26,10 @@ pytest_plugins = ["_matrix.recorder"]
 
 if "CI" in os.environ:
     # The same examples every time: what CI says depends on the change alone. Elsewhere the search goes on.
-    from hypothesis import settings
+    from hypothesis import HealthCheck, settings
 
-    settings.register_profile("ci", derandomize=True, deadline=None)
+    slow_machine = [HealthCheck.too_slow]
+    settings.register_profile("ci", derandomize=True, deadline=None, suppress_health_check=slow_machine)
     settings.load_profile("ci")
 
 STOCK = os.environ.get("ZAMBA_COMPAT_TEST_STOCK") == "1"

@@ -112,12 +112,17 @@ def at(entry: dict[str, Any], release: str) -> dict[str, str | None]:
 def diff(library: str, before: tuple[str, str | None], after: tuple[str, str | None]) -> str:
     """What changed in the targets between two releases, as a unified diff of each."""
     old, new = read(library, before[1]), read(library, after[1])
-    parts = []
-    for target in new:
-        if old.get(target, (None, None))[0] != new[target][0]:
-            texts = [(side.get(target, (None, None))[1] or "").splitlines(keepends=True) for side in (old, new)]
-            parts.append("".join(difflib.unified_diff(*texts, f"{target} {before[0]}", f"{target} {after[0]}")))
-    return "\n".join(parts)
+    return "\n".join(
+        unified(target, (before[0], old[target][1]), (after[0], new[target][1]))
+        for target in new
+        if old[target][0] != new[target][0]
+    )
+
+
+def unified(target: str, before: tuple[str, str | None], after: tuple[str, str | None]) -> str:
+    """The diff of a target's source between two releases, each given as (release, source)."""
+    texts = [(text or "").splitlines(keepends=True) for _, text in (before, after)]
+    return "".join(difflib.unified_diff(*texts, f"{target} {before[0]}", f"{target} {after[0]}"))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -40,12 +40,12 @@ ADAPTERS = tuple(
     Adapter(
         name=f"{model_type}-config-writing",
         library="transformers",
-        since="4.49",
+        since=since,
         group="config",
         target=f"transformers.models.{model_type}.configuration_{model_type}:{cls}.to_json_string",
         replace=to_json_string,
         signature=("self", "use_diff"),
         upstream="none known",
     )
-    for model_type, cls in (("zamba2", "Zamba2Config"), ("zamba", "ZambaConfig"))
+    for model_type, cls, since in (("zamba2", "Zamba2Config", "4.49"), ("zamba", "ZambaConfig", "4.56"))
 )

@@ -113,6 +113,7 @@ ADAPTERS = (
         name="zamba2-device-map-one-place",
         library="transformers",
         since="5.0",
+        fixed="5.13",
         group="placement",
         target="transformers.models.zamba2.modeling_zamba2:Zamba2PreTrainedModel.from_pretrained",
         replace=from_pretrained,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,6 @@ METHODS: dict[str, dict[str, Any]] = {
     "int8": {"load_in_8bit": True, "llm_int8_threshold": 1e-9},
 }
 PLAIN, KERNEL = 1e-4, 2e-2  # relative, against the float64 reference with the dequantized weights
-_REFERENCES: dict[tuple[str, str], Tensor] = {}
 
 
 def bnb_config(method: str, **more: Any) -> Any:
@@ -49,14 +49,11 @@ def linears(model: nn.Module) -> dict[str, Any]:
     }
 
 
+@cache
 def reference_logits(pattern: str, method: str) -> Tensor:
     """The float64 reference's logits for `case(pattern, length=41)` with the weights bitsandbytes makes of its own."""
-    key = (pattern, method)
-    if key not in _REFERENCES:
-        case = make_case(pattern, length=41)
-        stored = quantized_state(case.state, method)
-        _REFERENCES[key] = synthetic.forward(dequantized_state(stored), case.config, case.ids)
-    return _REFERENCES[key]
+    case = make_case(pattern, length=41)
+    return synthetic.forward(dequantized_state(quantized_case(pattern, method)), case.config, case.ids)
 
 
 def dequantized(module: Any) -> Tensor:
@@ -150,6 +147,12 @@ def quantized_state(state: State, method: str, *, skip: str = " ") -> State:
         else:
             stored[key] = tensor
     return stored
+
+
+@cache
+def quantized_case(pattern: str, method: str) -> State:
+    """What bitsandbytes stores of `case(pattern)`, in the hub layout; for reading only."""
+    return quantized_state(make_case(pattern).state, method)
 
 
 def dequantized_state(stored: State) -> State:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from conformance.helpers import assert_close, distinct_parameters, load, logits,
 from conformance.quantization import bnb_config, quantized_state
 from support import synthetic
 
+if os.environ.get("ZAMBA_COMPAT_TEST_STOCK") == "1":
+    pytest.skip("tests this package's own interface, and PEFT takes seconds to import", allow_module_level=True)
 pytest.importorskip("bitsandbytes")
 try:
     import peft
@@ -183,6 +186,7 @@ def test_gradient_of_a_block_is_the_sum_over_its_positions(method: str | None, f
         assert_close(parameter.grad, sum(uses), 1e-5)
 
 
+@pytest.mark.relies_on("peft-tied-merge", "peft-tied-merge-lora")
 @pytest.mark.parametrize(
     ("form", "by"), [("block", "merge_and_unload"), ("position", "merge_and_unload"), ("position", "merge_adapter")]
 )
@@ -208,6 +212,7 @@ def test_an_adapter_of_one_position_is_merged_there_alone(fresh: Fresh) -> None:
     assert_close(logits(model.merge_and_unload(), IDS), wanted.double(), 1e-5)
 
 
+@pytest.mark.relies_on("peft-mamba-targets")
 @pytest.mark.parametrize("targets", [["conv1d"], ["q_proj", "conv1d"], r".*\.conv1d"])
 def test_what_the_kernels_read_is_refused(targets: Any, fresh: Fresh) -> None:
     with pytest.raises(ValueError, match="fused Mamba kernels"):

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import logging
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 
 from conformance.helpers import (
     LENGTHS,
+    Checkpoint,
     assert_close,
+    cached_logits,
     distinct_parameters,
     lay_out,
     load,
@@ -19,17 +24,20 @@ from conformance.helpers import (
     shared_storages,
 )
 from conformance.helpers import case as make_case
+from conformance.mending import LATER_SCANS, SCANS, builds
 from support import synthetic
+
+pytestmark = builds()
 
 LAYOUTS = ("hub", "expanded", "later-layer", "split")
 CASES = [(p, layout) for p in synthetic.PATTERNS for layout in LAYOUTS if p != "single-use" or layout in LAYOUTS[:2]]
 
 
+@pytest.mark.mended_by(*SCANS)
 @pytest.mark.parametrize(("pattern", "layout"), CASES)
-def test_logits_and_sharing(pattern: str, layout: str, tmp_path: Path) -> None:
+def test_logits_and_sharing(pattern: str, layout: str, checkpoint: Checkpoint) -> None:
     case = make_case(pattern, length=LENGTHS[-1], rope_theta=7000)
-    state = lay_out(case.state, case.config, layout)
-    model = load(synthetic.write_checkpoint(tmp_path / "model", state, case.config))
+    model = load(checkpoint(pattern, layout, rope_theta=7000))
 
     for length in LENGTHS:  # the model is causal: a prefix has the prefix's logits
         assert_close(logits(model, case.ids[:, :length]), case.logits[:, :length])
@@ -41,14 +49,32 @@ def test_logits_and_sharing(pattern: str, layout: str, tmp_path: Path) -> None:
     assert sum(p.numel() for p in model.parameters()) == distinct_parameters(model)
 
 
+@pytest.mark.mended_by(*SCANS, *LATER_SCANS)
 @pytest.mark.parametrize("pattern", synthetic.PUBLISHED)
-def test_time_steps_are_not_limited(pattern: str, tmp_path: Path) -> None:
+def test_time_steps_are_not_limited(pattern: str, checkpoint: Checkpoint) -> None:
     """time_step_min draws the initial dt_bias; the models were trained without a lower limit of dt."""
     case = make_case(pattern, time_step_min=0.001)
-    model = load(synthetic.write_checkpoint(tmp_path / "model", case.state, case.config))
+    model = load(checkpoint(pattern, time_step_min=0.001))
     assert_close(logits(model, case.ids), case.logits)
 
 
+@pytest.mark.skipif(Version(version("transformers")) < Version("5.15"), reason="no cache records its past")
+@pytest.mark.mended_by("zamba2-time-step-limit")
+def test_time_steps_of_a_cache_that_records_its_past(checkpoint: Checkpoint) -> None:
+    """There the release computes, as it does on other devices."""
+    case = make_case("7B", time_step_min=0.001)
+    model = load(checkpoint("7B", time_step_min=0.001))
+    cache = transformers.DynamicCache(config=model.config)
+    for layer in cache.layers:
+        if hasattr(layer, "activate_past_recording"):
+            layer.activate_past_recording()
+    assert any(getattr(layer, "record_past", False) for layer in cache.layers)
+    with torch.no_grad():
+        out = model(case.ids, past_key_values=cache, use_cache=True)
+    assert_close(out.logits, case.logits)
+
+
+@pytest.mark.mended_by(*SCANS, *LATER_SCANS)
 def test_a_time_step_limit_is_applied(tmp_path: Path) -> None:
     case = make_case("7B", time_step_limit=(0.002, 0.03))
     assert relative(case.logits, make_case("7B").logits) > 1e-3
@@ -57,6 +83,7 @@ def test_a_time_step_limit_is_applied(tmp_path: Path) -> None:
     assert_close(logits(model, case.ids), case.logits)
 
 
+@pytest.mark.mended_by("zamba2-rehydrate")
 @pytest.mark.parametrize("pattern", ["2.7B", "7B", "three-blocks"])
 def test_adapters_in_another_blocks_slots(pattern: str, tmp_path: Path) -> None:
     case = make_case(pattern)
@@ -67,10 +94,8 @@ def test_adapters_in_another_blocks_slots(pattern: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("pattern", ["1.2B", "7B"])
 @pytest.mark.parametrize("layout", ["hub", "expanded", "later-layer"])
-def test_nothing_missing_nothing_unexpected(pattern: str, layout: str, tmp_path: Path) -> None:
-    case = make_case(pattern)
-    directory = synthetic.write_checkpoint(tmp_path / "model", lay_out(case.state, case.config, layout), case.config)
-    _, info = load_with_info(directory)
+def test_nothing_missing_nothing_unexpected(pattern: str, layout: str, checkpoint: Checkpoint) -> None:
+    _, info = load_with_info(checkpoint(pattern, layout, rope_theta=7000))
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
 
@@ -81,27 +106,21 @@ def load_with_info(directory: Path):
     return AutoModelForCausalLM.from_pretrained(directory, output_loading_info=True)
 
 
+@pytest.mark.mended_by(*SCANS)
 @pytest.mark.parametrize("layout", ["hub", "expanded", "later-layer"])
 @pytest.mark.parametrize("format", ["safetensors", "bin"])
-def test_sharded_files(layout: str, format: str, tmp_path: Path) -> None:
+def test_sharded_files(layout: str, format: str, checkpoint: Checkpoint) -> None:
     case = make_case("7B")
-    state = lay_out(case.state, case.config, layout)
-    directory = synthetic.write_checkpoint(
-        tmp_path / "model",
-        state,
-        case.config,
-        max_shard_size=200_000,
-        format=format,  # type: ignore[arg-type]
-    )
+    directory = checkpoint("7B", layout, max_shard_size=200_000, format=format)
     assert len(list(directory.glob(f"*.{format}"))) > 2
     assert_close(logits(load(directory), case.ids), case.logits)
 
 
+@pytest.mark.mended_by(*SCANS)
 @pytest.mark.parametrize("layout", ["hub", "expanded", "later-layer"])
-def test_bfloat16(layout: str, tmp_path: Path) -> None:
+def test_bfloat16(layout: str, checkpoint: Checkpoint) -> None:
     case = make_case("7B")
-    state = {name: tensor.bfloat16() for name, tensor in lay_out(case.state, case.config, layout).items()}
-    directory = synthetic.write_checkpoint(tmp_path / "model", state, case.config)
+    directory = checkpoint("7B", layout, dtype=torch.bfloat16)
     model = load(directory, torch_dtype="auto")
     assert model.dtype == torch.bfloat16
     wanted = synthetic.forward({n: t.bfloat16() for n, t in case.state.items()}, case.config, case.ids)
@@ -109,18 +128,19 @@ def test_bfloat16(layout: str, tmp_path: Path) -> None:
     assert_close(logits(model, case.ids), wanted, 0.05)
 
 
+@pytest.mark.mended_by(*SCANS)
 @pytest.mark.parametrize("auto", ["AutoModel", "AutoModelForSequenceClassification"])
 @pytest.mark.parametrize("layout", ["hub", "later-layer"])
-def test_other_heads(auto: str, layout: str, tmp_path: Path) -> None:
+def test_other_heads(auto: str, layout: str, checkpoint: Checkpoint) -> None:
     case = make_case("7B")
-    state = lay_out(case.state, case.config, layout)
-    model = load(synthetic.write_checkpoint(tmp_path / "model", state, case.config), auto)
+    model = load(checkpoint("7B", layout), auto)
     base = getattr(model, "model", model)
     with torch.no_grad():
         hidden = base(case.ids, use_cache=False).last_hidden_state
     assert_close(hidden @ case.state["model.embed_tokens.weight"].T, case.logits)
 
 
+@pytest.mark.mended_by(*SCANS)
 @pytest.mark.parametrize("layout", ["hub", "later-layer"])
 def test_a_base_models_checkpoint(layout: str, tmp_path: Path) -> None:
     """Without the "model." prefix, as AutoModel.save_pretrained writes it."""
@@ -130,6 +150,8 @@ def test_a_base_models_checkpoint(layout: str, tmp_path: Path) -> None:
     assert_close(logits(model, case.ids), case.logits)
 
 
+@pytest.mark.mended_by(*SCANS)
+@pytest.mark.mended_by("zamba2-tie-map")
 def test_untied_word_embeddings_leave_the_blocks_tied(tmp_path: Path) -> None:
     case = make_case("7B")
     head = torch.flip(case.state["model.embed_tokens.weight"], (0,))
@@ -140,6 +162,8 @@ def test_untied_word_embeddings_leave_the_blocks_tied(tmp_path: Path) -> None:
     assert_close(logits(model, case.ids), case.logits.flip(-1))
 
 
+@pytest.mark.mended_by(*SCANS)
+@pytest.mark.mended_by("zamba2-config-reading-4x", "zamba2-config-reading-5x", when=lambda p: p["words"] == "newer")
 @pytest.mark.parametrize("words", ["older", "newer"])
 def test_config_dialects(words: str, tmp_path: Path) -> None:
     case = make_case("7B", rope_theta=300)
@@ -149,8 +173,9 @@ def test_config_dialects(words: str, tmp_path: Path) -> None:
             "linear_attention" if kind == "mamba" else kind for kind in config["layers_block_type"]
         ]
         config["rope_parameters"] = {"rope_type": "default", "rope_theta": config.pop("rope_theta")}
-    directory = synthetic.write_checkpoint(tmp_path / "model", case.state, config)
-    assert_close(logits(load(directory), case.ids), case.logits)
+    model = load(synthetic.write_checkpoint(tmp_path / "model", case.state, config))
+    assert_close(logits(model, case.ids), case.logits)
+    assert_close(cached_logits(model, case.ids), case.logits)  # the cache is made by the same words
 
 
 @pytest.mark.ours
@@ -208,11 +233,11 @@ def test_no_copy_anywhere_is_an_error(layout: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.ours
-def test_a_state_dict_passed_in(tmp_path: Path) -> None:
+def test_a_state_dict_passed_in(checkpoint: Checkpoint) -> None:
     from transformers import AutoConfig, Zamba2ForCausalLM
 
     case = make_case("7B")
-    config = AutoConfig.from_pretrained(synthetic.write_checkpoint(tmp_path / "model", case.state, case.config))
+    config = AutoConfig.from_pretrained(checkpoint("7B"))
     state = synthetic.to_partial(case.state, case.config, "later-layer")
     model = Zamba2ForCausalLM.from_pretrained(None, config=config, state_dict=state).eval()
     assert_close(logits(model, case.ids), case.logits)

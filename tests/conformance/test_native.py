@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from conformance.helpers import assert_close, load, relative
+from conformance.helpers import Checkpoint, assert_close, load, relative
 from conformance.helpers import case as make_case
 from conformance.test_decoding import continued, forward
 from support import synthetic
@@ -60,12 +59,12 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
 
 @pytest.mark.parametrize("pattern", ["1.2B", "2.7B", "7B"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_one_token_at_a_time(pattern: str, dtype: torch.dtype, counted: dict[str, int], tmp_path: Path) -> None:
+def test_one_token_at_a_time(pattern: str, dtype: torch.dtype, counted: dict[str, int], checkpoint: Checkpoint) -> None:
     from zamba_compat import configure
 
     case = make_case(pattern, length=28)
     state = {name: tensor.to(dtype) for name, tensor in case.state.items()}
-    model = load(synthetic.write_checkpoint(tmp_path / "model", state, case.config), torch_dtype=dtype)
+    model = load(checkpoint(pattern, dtype=dtype), torch_dtype=dtype)
     wanted = synthetic.forward(state, case.config, case.ids)[:, PROMPT:]
     got, tokens = decoded(model, case.ids), case.ids.shape[1] - PROMPT
     mixers, uses = len(model.model.layers), len(synthetic.hybrid_layers(case.config))
@@ -97,12 +96,14 @@ def hybrid(model: Any) -> list[Any]:
 
 
 @pytest.mark.parametrize("pattern", ["1.2B", "2.7B"])
-def test_keys_and_values_that_grow_in_place(pattern: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_keys_and_values_that_grow_in_place(
+    pattern: str, monkeypatch: pytest.MonkeyPatch, checkpoint: Checkpoint
+) -> None:
     """Token by token, several at once, and on from an earlier point of the same cache's past."""
     from zamba_compat import growing, shared_token
 
     case = make_case(pattern, length=46)
-    model = load(synthetic.write_checkpoint(tmp_path / "model", case.state, case.config))
+    model = load(checkpoint(pattern))
     plain = decoded(model, case.ids)
     assert_close(plain, case.logits[:, PROMPT:])
     seen, joined = [], growing.joined

@@ -9,9 +9,12 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from conformance.helpers import Checkpoint, load, logits
 from conformance.helpers import case as make_case
-from conformance.helpers import lay_out, load, logits
+from conformance.mending import builds
 from support import synthetic
+
+pytestmark = builds()
 
 
 def stored_names(directory: Path) -> list[str]:
@@ -22,26 +25,30 @@ def stored_names(directory: Path) -> list[str]:
     return sorted(names)
 
 
+@pytest.mark.mended_by("zamba2-tied-keys")
+@pytest.mark.mended_by("zamba2-rehydrate", when=lambda p: p["layout"] == "expanded", since="5.0", fixed="5.4")
 @pytest.mark.parametrize("pattern", [p for p in synthetic.PATTERNS if p != "single-use"])
 @pytest.mark.parametrize("layout", ["hub", "expanded"])
-def test_saved_once_and_bit_equal(pattern: str, layout: str, tmp_path: Path) -> None:
+def test_saved_once_and_bit_equal(pattern: str, layout: str, tmp_path: Path, checkpoint: Checkpoint) -> None:
     case = make_case(pattern)
-    model = load(synthetic.write_checkpoint(tmp_path / "a", lay_out(case.state, case.config, layout), case.config))
+    model = load(checkpoint(pattern, layout))
     model.save_pretrained(tmp_path / "b")
     assert stored_names(tmp_path / "b") == sorted(case.state)
     again = load(tmp_path / "b")
     assert torch.equal(logits(again, case.ids), logits(model, case.ids))
 
 
-def test_sharded_save(tmp_path: Path) -> None:
+@pytest.mark.mended_by("zamba2-tied-keys")
+def test_sharded_save(tmp_path: Path, checkpoint: Checkpoint) -> None:
     case = make_case("7B")
-    model = load(synthetic.write_checkpoint(tmp_path / "a", case.state, case.config))
+    model = load(checkpoint("7B"))
     model.save_pretrained(tmp_path / "b", max_shard_size="200KB")
     index = json.loads((tmp_path / "b" / "model.safetensors.index.json").read_text())
     assert sorted(index["weight_map"]) == sorted(case.state) == stored_names(tmp_path / "b")
     assert torch.equal(logits(load(tmp_path / "b"), case.ids), logits(model, case.ids))
 
 
+@pytest.mark.mended_by("zamba2-tied-keys", "zamba2-tie-map")
 def test_untied_word_embeddings(tmp_path: Path) -> None:
     case = make_case("7B")
     state = {**case.state, "lm_head.weight": torch.flip(case.state["model.embed_tokens.weight"], (0,))}
@@ -52,6 +59,7 @@ def test_untied_word_embeddings(tmp_path: Path) -> None:
     assert torch.equal(logits(load(tmp_path / "b"), case.ids), logits(model, case.ids))
 
 
+@pytest.mark.mended_by("zamba2-config-writing")
 def test_config_in_words_every_release_reads(tmp_path: Path) -> None:
     case = make_case("7B", rope_theta=300)
     model = load(synthetic.write_checkpoint(tmp_path / "a", case.state, case.config))
@@ -64,6 +72,7 @@ def test_config_in_words_every_release_reads(tmp_path: Path) -> None:
     assert config["hybrid_layer_ids"] == case.config["hybrid_layer_ids"]
 
 
+@pytest.mark.mended_by("zamba2-long-context-config", "zamba2-long-context-4x", "zamba2-long-context-5x")
 @pytest.mark.parametrize("loads", [1, 3])
 def test_long_context_survives_saving(loads: int, tmp_path: Path) -> None:
     case = make_case("7B", use_long_context=True, length=41)

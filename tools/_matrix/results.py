@@ -132,19 +132,5 @@ def merge(path: Path, mode: Mode, results: Iterable[Result], built_with: Mapping
     return support
 
 
-def update_expected(path: Path, results: Iterable[Result]) -> None:
-    """Write what failed without the import as what is expected to fail.
-
-    The file maps releases to node ids, as they go on after `conformance/`. A run that broke leaves its
-    release's entry alone.
-    """
-    expected: dict[str, list[str]] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    for result in results:
-        if result.broke is None:
-            expected[result.release] = [test.rpartition("conformance/")[2] for test in result.wrong]
-    expected = dict(sorted(expected.items(), key=_by_version))
-    path.write_text(json.dumps(expected, indent=1) + "\n", encoding="utf-8")
-
-
 def _by_version(item: tuple[str, Any]) -> Version:
     return Version(item[0])

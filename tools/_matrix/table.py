@@ -1,4 +1,4 @@
-"""The README's support table: results from the support file, ranges from the adapters' pins."""
+"""The README's support table: results from the support file, ranges from the adapters' bounds."""
 
 from __future__ import annotations
 
@@ -12,28 +12,23 @@ END = "<!-- support-table:end -->"
 NOTE = "<!-- made by `make matrix`; do not edit -->"
 
 
-class Pinned(Protocol):
+class Bounded(Protocol):
     """What the table needs to know of an adapter."""
 
     @property
     def name(self) -> str: ...
     @property
-    def requires(self) -> str | tuple[str, ...]: ...
+    def requires(self) -> str: ...
     @property
     def upstream(self) -> str: ...
     @property
     def summary(self) -> str: ...
 
 
-def pins(adapter: Pinned) -> list[Requirement]:
-    texts = (adapter.requires,) if isinstance(adapter.requires, str) else adapter.requires
-    return [Requirement(text) for text in texts]
-
-
-def applies(adapter: Pinned, release: str) -> bool:
-    """Whether an adapter's pins on transformers, if it has any, hold for a release."""
-    mine = [pin for pin in pins(adapter) if pin.name == "transformers"]
-    return bool(mine) and all(pin.specifier.contains(release, prereleases=True) for pin in mine)
+def applies(adapter: Bounded, release: str) -> bool:
+    """Whether an adapter is for transformers, and for this release of it."""
+    bounds = Requirement(adapter.requires)
+    return bounds.name == "transformers" and bounds.specifier.contains(release, prereleases=True)
 
 
 def share(entry: Mapping[str, Any] | None) -> str:
@@ -46,7 +41,7 @@ def share(entry: Mapping[str, Any] | None) -> str:
     return f"all {total}" if not entry["failed"] else f"{entry['passed']} of {total}"
 
 
-def render(support: Mapping[str, Any], adapters: Sequence[Pinned]) -> str:
+def render(support: Mapping[str, Any], adapters: Sequence[Bounded]) -> str:
     """The Markdown between the markers."""
     environment = ", ".join(f"{name} {version}" for name, version in support["environment"].items())
     lines = [
@@ -62,8 +57,7 @@ def render(support: Mapping[str, Any], adapters: Sequence[Pinned]) -> str:
         lines.append(f"| {release} | {share(entry.get('import'))} | {share(entry.get('stock'))} | {count} |")
     lines += ["", "| adapter | applies to | what it does | upstream |", "| --- | --- | --- | --- |"]
     for adapter in adapters:
-        ranges = ", ".join(f"`{pin}`" for pin in pins(adapter))
-        lines.append(f"| {adapter.name} | {ranges} | {cell(adapter.summary)} | {cell(adapter.upstream)} |")
+        lines.append(f"| {adapter.name} | `{adapter.requires}` | {cell(adapter.summary)} | {cell(adapter.upstream)} |")
     return "\n".join(lines)
 
 

@@ -44,8 +44,11 @@ def source(target: str) -> str | None:
         return None
     place, node, _ = found
     file = _file(place)
-    text = ast.get_source_segment(file.read_text(encoding="utf-8"), node) if file is not None else None
-    return text if text is None else f"# {place}\n{text}\n"
+    if file is None:
+        return None
+    first = min([node.lineno, *(decorator.lineno for decorator in getattr(node, "decorator_list", ()))])
+    lines = file.read_text(encoding="utf-8").splitlines()[first - 1 : node.end_lineno]
+    return "\n".join([f"# {place}", *lines, ""])
 
 
 def forget() -> None:

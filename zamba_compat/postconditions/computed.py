@@ -1,7 +1,7 @@
 """What a release computes in a small model, held against the recurrence written down once more.
 
-Two groups, padding inside a row, more tokens than a chunk, and a state carried from one call to the next: the cases in
-which releases have been wrong without an error.
+Two groups, padding inside a row, more tokens than a chunk, steps of time below time_step_min, and a state carried from
+one call to the next: the cases in which releases have been wrong without an error.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def _small_model() -> Iterator[Any]:
                 vocab_size=32, hidden_size=32, num_hidden_layers=3, layers_block_type=["mamba", "hybrid", "hybrid"],
                 mamba_d_state=8, mamba_ngroups=2, n_mamba_heads=4, mamba_headdim=16, chunk_size=CHUNK,
                 intermediate_size=32, num_attention_heads=2, num_key_value_heads=2, adapter_rank=2, num_mem_blocks=1,
-                time_step_min=1e-9, initializer_range=0.2, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+                time_step_min=0.05, initializer_range=0.2, pad_token_id=0, bos_token_id=1, eos_token_id=2,
             )  # fmt: skip
             yield Zamba2ForCausalLM(config).eval()
         finally:
@@ -58,6 +58,7 @@ def _mixer(model: Any) -> str | None:
     mixer = model.model.layers[0].mamba
     # A state that lasts: fast decay hides what is lost between chunks.
     mixer.A_log.fill_(-3.0)
+    mixer.dt_bias.fill_(-4.0)
     hidden = torch.randn(2, LENGTH, model.config.hidden_size)
     mask = torch.ones(2, LENGTH, dtype=torch.long)
     mask[0, [5, 6, 12]] = mask[1, :3] = 0

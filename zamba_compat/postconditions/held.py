@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ def rotary(model: Any) -> list[Fault]:
 
 
 def as_stored(model: Any, source: Mapping[str, Any]) -> list[Fault]:
-    """What the model holds is what the checkpoint stores, compared in a few rows of every tensor.
+    """What the model holds is what the checkpoint stores, compared in a row of every tensor.
 
     Raises:
         MissingTensorError: a shared tensor is stored nowhere.
@@ -83,7 +84,7 @@ def as_stored(model: Any, source: Mapping[str, Any]) -> list[Fault]:
     if not given and not files:
         return []
     with ExitStack() as opened:
-        return list(_differences(model, Stored(given, files, opened), settings().divergent))[:3]
+        return list(_differences(model, _read(given, files, opened), settings().divergent))[:3]
 
 
 def written(model: Any, directory: Any, state_dict: Mapping[str, Any] | None) -> list[Fault]:
@@ -93,13 +94,12 @@ def written(model: Any, directory: Any, state_dict: Mapping[str, Any] | None) ->
         return []
     found: list[Fault] = []
     with ExitStack() as opened:
-        stored = Stored(None, files, opened)
-        names = set(stored.names)
-        orphans = [name for name in stored.names if (w := weight_of(name)) is not None and w not in names]
+        stored = _read(None, files, opened)
+        orphans = [name for name in stored if (w := weight_of(name)) is not None and w not in stored]
         if orphans:
             found.append(Fault("saving", f"{orphans[0]} was saved without its weight"))
         sharing = SharingMap.from_config(Path(directory) / "config.json")
-        layout = plan(stored.names, sharing, complete=False)
+        layout = plan(stored, sharing, complete=False)
         copies = [name for name in layout.unused if weight_of(name) is None]
         if copies:
             found.append(Fault("saving", f"{copies[0]} was saved beside {sharing.canonical_key(copies[0])}"))
@@ -143,21 +143,30 @@ def _files_in(directory: Path, variant: str | None = None) -> list[str]:
     return []
 
 
-def _differences(model: Any, stored: Stored, choice: str) -> Iterator[Fault]:
+def _read(state_dict: Mapping[str, Any] | None, files: list[str], opened: ExitStack) -> dict[str, Callable[[], Any]]:
+    """The stored names, and what gives each tensor, or a slice of its file."""
+    if state_dict is None and all(file.endswith(".safetensors") for file in files):
+        from safetensors import safe_open
+
+        handles = [opened.enter_context(safe_open(file, framework="pt", device="cpu")) for file in files]
+        return {name: partial(handle.get_slice, name) for handle in handles for name in handle.keys()}  # noqa: SIM118
+    stored = Stored(state_dict, files, opened)
+    return {name: partial(stored.lazy, name) for name in stored.names}
+
+
+def _differences(model: Any, stored: Mapping[str, Callable[[], Any]], choice: str) -> Iterator[Fault]:
     sharing = SharingMap.from_config(model.config)
-    held = {**dict(model.named_buffers()), **dict(model.named_parameters(remove_duplicate=False))}
     modules = dict(model.named_modules(remove_duplicate=False))
-    layout = plan(stored.names, sharing, where=stored.where)
-    for name, source in _pairs(layout, choice):
-        here = next((key for key in (name, f"model.{name}", name.removeprefix("model.")) if key in held), None)
-        if here is None:
+    for name, source in _pairs(plan(stored, sharing), choice):
+        for here in (name, f"model.{name}", name.removeprefix("model.")):
+            path, _, attribute = here.rpartition(".")
+            if path in modules and (held := getattr(modules[path], attribute, None)) is not None:
+                if differs(held, stored[source](), modules[path], attribute):
+                    yield Fault("loading", f"{here} is not what is stored as {source}")
+                break
+        else:
             if sharing.parse(name) and weight_of(name) is None and source.endswith(".weight"):
                 yield Fault("loading", f"the model has no {name}")
-            continue
-        module = modules[here.rpartition(".")[0]]
-        rows = 3 if sharing.parse(name) else 1
-        if differs(held[here], stored.lazy(source), module, here.rpartition(".")[2], rows):
-            yield Fault("loading", f"{here} is not what is stored as {source}")
 
 
 def _pairs(layout: Plan, choice: str) -> Iterator[tuple[str, str]]:

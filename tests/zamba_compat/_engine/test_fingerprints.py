@@ -52,12 +52,12 @@ def test_nothing_is_imported(library: FakeLibrary) -> None:
 
 def test_a_target_in_a_branch_is_found(library: FakeLibrary) -> None:
     library.write("branch", "try:\n    import x\nexcept ImportError:\n    def f(): return 1\nelse:\n    f = None\n")
-    assert source("zlib_fake.branch:f") == "# zlib_fake.branch\nf = None\n"
+    assert source("zlib_fake.branch:f") == "# zlib_fake.branch\n    f = None\n"
 
 
 def test_relative_imports_lead_to_the_definition(library: FakeLibrary) -> None:
     library.write("models/deep", "from ..shared import load as fetch, PreTrained\nclass Model(PreTrained): pass\n")
-    assert source("zlib_fake.models.deep:Model.save") == '# zlib_fake.shared\ndef save(self): return "stock save"\n'
+    assert source("zlib_fake.models.deep:Model.save") == '# zlib_fake.shared\n    def save(self): return "stock save"\n'
     assert fingerprint("zlib_fake.models.deep:fetch") not in (None, fingerprint("zlib_fake.shared:load"))
 
 
