@@ -17,7 +17,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test lint matrix matrix-ci matrix-stock next-release newest support-table bench faults fuzz wheel clean
+.PHONY: help setup demo test lint matrix matrix-ci matrix-stock next-release newest support-table gpu simulated bench faults fuzz wheel clean
 
 help: ## show this
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -62,6 +62,15 @@ newest: $(READY) ## the conformance suite with the newest of everything that the
 
 support-table: $(READY) ## make the README's table from docs/support.json and the adapters' bounds
 	$(PY) tools/matrix.py --no-run --write-readme
+
+simulated: $(READY) ## the path with fused kernels on stand-ins, ten releases beside stock; writes docs/gpu.md
+	$(PY) tools/check_simulated.py
+
+gpu: $(READY) ## on a GPU: tests/cuda, and times beside stock and a Llama; with mamba-ssm and causal-conv1d if they install
+	$(PY) -c 'import torch; torch.cuda.is_available() or exit("no GPU, or a build of PyTorch without CUDA: $(PY) -m pip install torch")'
+	-$(PY) -m pip install --no-build-isolation mamba-ssm causal-conv1d
+	$(PY) -m pytest tests/cuda -q -rs
+	$(PY) tools/bench_inference.py --device cuda --lengths 1024 4096 16384
 
 bench: $(READY) ## every tools/bench*.py
 	@set -e; for script in tools/bench*.py; do echo "== $$script"; $(PY) $$script; done

@@ -29,10 +29,12 @@ from .transformers import (
     embeddings_generation,
     folded_products,
     four_bit_products,
+    fused_path,
     hybrid_cache_reset,
     long_context,
     offloaded_save,
     other_files,
+    packed_samples,
     packed_weight_cast,
     plain_scan,
     quant_state_per_module,
@@ -96,6 +98,8 @@ ADAPTERS: tuple[Adapter, ...] = (
     # Numbers and decoding.
     time_step_limit.ADAPTER,
     *plain_scan.ADAPTERS,
+    *fused_path.ADAPTERS,  # around the others, which compute on a CPU
+    *packed_samples.ADAPTERS,
     hybrid_cache_reset.ADAPTER,
     embeddings_generation.ADAPTER,
     # Speed.

@@ -38,6 +38,10 @@ class DestinationError(ZambaCompatError):
     """A destination that cannot take a checkpoint: not empty, in use, read-only, full, or the source itself."""
 
 
+class PackedSamplesError(ZambaCompatError, ValueError):
+    """Samples packed into one row in a way that a release or an attention implementation would mix up."""
+
+
 class AdapterError(ZambaCompatError):
     """An adapter that cannot be applied, or whose target is not what a tested release has.
 

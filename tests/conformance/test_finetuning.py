@@ -213,7 +213,7 @@ def test_an_adapter_of_one_position_is_merged_there_alone(fresh: Fresh) -> None:
 
 
 @pytest.mark.relies_on("peft-mamba-targets")
-@pytest.mark.parametrize("targets", [["out_proj"], ["q_proj", "conv1d"], r".*\.out_proj", "all-linear"])
+@pytest.mark.parametrize("targets", [["conv1d"], ["q_proj", "conv1d"], r".*\.conv1d"])
 def test_what_the_kernels_read_is_refused(targets: Any, fresh: Fresh) -> None:
     with pytest.raises(ValueError, match="fused Mamba kernels"):
         lora(fresh(), target_modules=targets)
@@ -222,9 +222,18 @@ def test_what_the_kernels_read_is_refused(targets: Any, fresh: Fresh) -> None:
 def test_what_is_called_as_a_module_is_allowed(fresh: Fresh) -> None:
     model = lora(fresh(form="block"), target_modules=["o_proj"])
     assert len(trained(model)) == 2 * BLOCKS
-    model = lora(fresh(form="block"), target_modules="all-linear", exclude_modules=["out_proj"])
+    model = lora(fresh(form="block"), target_modules="all-linear")
     names = {name.split(".lora_")[0].rpartition(".")[2] for name in trained(model)}
-    assert {"in_proj", "o_proj", "gate_up_proj", "down_proj", "linear"} <= names and "out_proj" not in names
+    assert {"in_proj", "out_proj", "o_proj", "gate_up_proj", "down_proj", "linear"} <= names
+
+
+def test_out_proj_is_refused_where_kernels_would_read_its_weight(fresh: Fresh, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers.models.zamba2.modeling_zamba2 import Zamba2MambaMixer
+
+    model = fresh()
+    monkeypatch.setattr(Zamba2MambaMixer, "forward", lambda self, *args, **kwargs: None)
+    with pytest.raises(ValueError, match="fused Mamba kernels"):
+        lora(model, target_modules=["out_proj"])
 
 
 def test_a_wrapped_model_is_refused(fresh: Fresh) -> None:

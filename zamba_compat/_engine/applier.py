@@ -268,9 +268,7 @@ class Applier:
             # Another thread was faster: look again.
 
 
-def _error(
-    adapter: Adapter, target: str, cause: Exception, verified: bool, tested: Sequence[str]
-) -> AdapterError:
+def _error(adapter: Adapter, target: str, cause: Exception, verified: bool, tested: Sequence[str]) -> AdapterError:
     version = installed_version(adapter.library)
     where = f"adapter {adapter.name}, {adapter.library} {version}"
     drift = isinstance(cause, Drift)

@@ -97,9 +97,7 @@ def _in_class(module: str, cls: ast.ClassDef, path: tuple[str, ...], depth: int)
     return None
 
 
-def _through(
-    module: str, node: ast.ImportFrom, path: tuple[str, ...], depth: int
-) -> tuple[str, ast.stmt, bool] | None:
+def _through(module: str, node: ast.ImportFrom, path: tuple[str, ...], depth: int) -> tuple[str, ast.stmt, bool] | None:
     for alias in node.names:
         if (alias.asname or alias.name) == path[0]:
             source = _absolute(module, node)
