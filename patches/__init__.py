@@ -14,22 +14,26 @@ import os
 
 from zamba_compat.adapters import GUARDING, Adapter
 
+from .accelerate import one_place
 from .bitsandbytes import carried_cpu_flag, cpu_packing, cpu_product, state_dtype, storage_cast
-from .mergekit import base_decides, one_parent_only, optional_t, shared_blocks
+from .mergekit import base_decides, della_rows, one_parent_only, optional_t, shared_blocks
 from .peft import mamba_targets, tied_merge
 from .transformers import (
     block_order,
     blocks_of_tokens,
     config_reading,
+    config_refused,
     config_writing,
     cpu_refused,
     device_map_aliases,
     embeddings_generation,
     folded_products,
+    four_bit_products,
     fused_path,
     hybrid_cache_reset,
     long_context,
     offloaded_save,
+    other_files,
     packed_samples,
     packed_weight_cast,
     plain_scan,
@@ -39,6 +43,7 @@ from .transformers import (
     rotary_without_rope,
     saved_again,
     saved_once,
+    shared_quantized,
     shared_skipped,
     shared_token,
     single_token,
@@ -67,6 +72,7 @@ ADAPTERS: tuple[Adapter, ...] = (
     # Construction, tying, saving.
     block_order.ADAPTER,
     rotary_without_rope.ADAPTER,
+    config_refused.ADAPTER,
     *tie_map.ADAPTERS,
     *tied_keys.ADAPTERS,
     *saved_once.ADAPTERS,
@@ -75,10 +81,13 @@ ADAPTERS: tuple[Adapter, ...] = (
     # Loading.
     *rehydrate.ADAPTERS,
     *device_map_aliases.ADAPTERS,
+    *other_files.ADAPTERS,
+    one_place.ADAPTER,
     # Quantization.
     *cpu_refused.ADAPTERS,
     *packed_weight_cast.ADAPTERS,
     *shared_skipped.ADAPTERS,
+    *shared_quantized.ADAPTERS,
     *quant_state_per_module.ADAPTERS,
     # bitsandbytes itself, on a CPU. Packing comes after the others, which meet plain weights only.
     storage_cast.ADAPTER,
@@ -94,6 +103,7 @@ ADAPTERS: tuple[Adapter, ...] = (
     hybrid_cache_reset.ADAPTER,
     embeddings_generation.ADAPTER,
     # Speed.
+    *four_bit_products.ADAPTERS,
     folded_products.ADAPTER,  # within the others, which see to it too
     single_token.ADAPTER,
     widened_products.ADAPTER,
@@ -105,6 +115,7 @@ ADAPTERS: tuple[Adapter, ...] = (
     *tied_merge.ADAPTERS,
     # Merging. What SLERP keeps of the base alone is settled before parents are compared.
     base_decides.ADAPTER,
+    della_rows.ADAPTER,
     one_parent_only.ADAPTER,
     optional_t.ADAPTER,
     shared_blocks.ADAPTER,

@@ -2,6 +2,7 @@
 
     python tools/bench_inference.py [--quick] [--lengths 128 1024] [--contestants import nf4 llama stock] [--rounds 1]
     python tools/bench_inference.py --lengths 128 1024 4096 16384 --plot docs/speed.svg --write docs/speed.md
+    python tools/bench_inference.py --from docs/speed.json --plot docs/speed.svg
 
 Time to the first token, seconds per further token, the peak of memory above what the model holds, and the cache's
 bytes, each contestant in a process of its own (stock and Llama never import zamba_compat); rounds alternate between
@@ -119,10 +120,16 @@ def main() -> int:
     add("--plot", type=Path, metavar="FILE", help="draw the curves (needs matplotlib)")
     add("--write", type=Path, metavar="FILE", help="write the tables")
     add("--json", action="store_true", help="print every figure")
+    add("--from", dest="again", type=Path, metavar="FILE", help="measure nothing: draw what --json has printed")
     options = parser.parse_args()
     if options.quick:
         options.lengths, options.tokens, options.rounds = [128], 4, 1
 
+    if options.again:
+        if not options.plot:
+            parser.error("--from wants a --plot")
+        draw(medians(json.loads(options.again.read_text(encoding="utf-8"))), options.plot)
+        return 0
     found = measure(options)
     if options.json:
         print(json.dumps(found))

@@ -27,7 +27,7 @@ import yaml
 
 import make_checkpoint
 import overlays
-from _bench import in_process
+from _bench import in_process, methods
 from _bench.limit import limited
 from _bench.repeated import copy, line, ratio
 from zamba_compat.published import PUBLISHED
@@ -151,6 +151,7 @@ def main() -> int:
     parser.add_argument("--shape", choices=PUBLISHED, default="1.2B")
     parser.add_argument("--limit", type=float, help="GB; merges with zamba-compat alone, as --shape 7B does with 8")
     parser.add_argument("--quick", action="store_true", help="the shape's layers, hardly any width")
+    parser.add_argument("--methods", nargs="*", metavar="NAME", help="every method (or these) beside mergekit, once")
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--work", type=Path, help="a directory with room for three times the checkpoint")
     options = parser.parse_args()
@@ -158,9 +159,19 @@ def main() -> int:
 
     with tempfile.TemporaryDirectory(dir=options.work) as temporary:
         work, shape = Path(temporary), shape_of(options.shape, quick=options.quick)
-        parents = [work / "base", work / "other"]
+        parents = [work / name for name in ("base", "other", "third", "fourth")[: 2 if options.methods is None else 4]]
         for seed, parent in enumerate(parents):
             size = make_checkpoint.write(parent, shape, 5 * 10**9, seed, torch.bfloat16)
+        if options.methods is not None:
+            env = {"PYTHONPATH": ":".join(map(str, overlays.mergekit()))}
+            methods.table(
+                work,
+                parents,
+                lambda *paths: in_process(OURS, *map(str, paths)),
+                lambda *paths: in_process(MERGEKIT, *map(str, paths), "with", env=env),
+                options.methods,
+            )
+            return 0
         config = work / "config.yml"
         config.write_text(yaml.safe_dump(configuration(parents, shape["num_hidden_layers"])))
         print(f"{options.shape} + {options.shape}, {size / 1e9:.2f} GB each in bfloat16:", flush=True)

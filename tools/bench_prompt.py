@@ -25,22 +25,20 @@ import zamba_compat  # noqa: F401
 from _bench.contestants import build
 from _bench.speed_report import processor
 from _bench.steps import Step, taken
-from zamba_compat import embedding_half, four_bit, mixer_sequence, packed_4bit, tiled
-from zamba_compat.native import quantized, scan, unpacked
+from zamba_compat import four_bit, mixer_sequence, packed_4bit, tiled
+from zamba_compat.native import quantized, scan
 from zamba_compat.one_row import has_tiles
 from zamba_compat.published import PUBLISHED
 
 IN_BFLOAT16 = (
-    Step("the embedding's half once", embedding_half, "products", lambda *given: None),
     Step("a mixer's part in one loop", mixer_sequence, "run", lambda *given, **more: None),
     Step("products with tiles", tiled, "_takes", lambda *given: False),
     Step("a mixer in chunks", mixer_sequence, "_chunks", lambda: None),
 )
 IN_NF4 = (
-    IN_BFLOAT16[1],
+    IN_BFLOAT16[0],
     Step("4-bit weights by loops in C", four_bit, "product", lambda *given: None),
-    Step("packed ones written out in C", unpacked, "loop", lambda: None),
-    *IN_BFLOAT16[2:],
+    *IN_BFLOAT16[1:],
 )
 ROWS = (2, 16, 32, 64, 128, 512, 1024)
 ROWS_OF_4_BITS = (1, 2, 4, 16, 32, 64, 128)
@@ -83,11 +81,11 @@ def products(rows: int, shape: tuple[int, int], rounds: int) -> list[float]:
     return milliseconds(ways, weights, rounds)
 
 
-IN_4_BITS = "bitsandbytes' kernel / packed and written out / by the codes / written out"
+IN_4_BITS = "bitsandbytes' kernel / by the codes / written out"
 
 
 def in_4_bits(rows: int, shape: tuple[int, int], rounds: int) -> list[float]:
-    """As IN_4_BITS says; the first two only where bitsandbytes has a kernel."""
+    """As IN_4_BITS says; the first only where bitsandbytes has a kernel."""
     from bitsandbytes.functional import has_avx512bf16, quantize_4bit
 
     data, state = quantize_4bit(torch.randn(shape), quant_type="nf4", compress_statistics=True, blocksize=64)
@@ -106,7 +104,7 @@ def in_4_bits(rows: int, shape: tuple[int, int], rounds: int) -> list[float]:
 
         return way
 
-    theirs = (kernel, lambda weight: packed_4bit.product(x, weight[1], state, None)) if has_avx512bf16() else ()
+    theirs = (kernel,) if has_avx512bf16() else ()
     return milliseconds((*theirs, as_they_are(rows), as_they_are(0)), weights, rounds)
 
 

@@ -21,20 +21,16 @@ import zamba_compat  # noqa: F401
 from _bench.contestants import build
 from _bench.speed_report import processor
 from _bench.steps import Step, taken
-from zamba_compat import block_token, growing, mixer_token, one_query, packed_blocks
+from zamba_compat import growing, mixer_token, one_query, one_row
 from zamba_compat.published import PUBLISHED
 
 STEPS = (
     Step("a mixer's token in one loop", mixer_token, "between", lambda *given, **more: None),
     Step("with its projections", mixer_token, "whole", lambda *given, **more: None),
-    Step("copies of 12 bits", block_token, "token_of", lambda *given: None),
-    Step("adapters with them", block_token.Token, "mlp", lambda *given: None),
+    Step("products of one row in one loop", one_row, "gains", lambda *given: False),
     Step("attention in one loop", one_query, "attention", lambda *given, **more: None),
     Step("keys and values that grow", growing, "joined", lambda *given, **more: None),
 )
-COPIES = 3  # with so many steps they are looked at
-UNSEEN = Step("", packed_blocks, "prompted", lambda layer: None)
-"""Copies stay where they are while they are not looked at."""
 
 
 def measure(model: Any, length: int, tokens: int) -> list[list[float]]:
@@ -44,11 +40,11 @@ def measure(model: Any, length: int, tokens: int) -> list[list[float]]:
     found: list[list[float]] = [[] for _ in caches]
     for _ in range(tokens + 3):
         for steps, cache in enumerate(caches):
-            with taken(STEPS, steps), taken((UNSEEN,), steps >= COPIES):
+            with taken(STEPS, steps):
                 start = time.perf_counter()
                 model(ids[:, -1:], past_key_values=cache, use_cache=True)
                 found[steps].append(time.perf_counter() - start)
-    return [seconds[3:] for seconds in found]  # copies are made at the second token
+    return [seconds[3:] for seconds in found]
 
 
 def main() -> int:

@@ -89,29 +89,34 @@ def in_blocks(length: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 
 def is_unwatched(module: nn.Module) -> bool:
-    """Whether nobody sees a module being called: no hook, no forward of the instance's own."""
-    return not (
-        "forward" in vars(module)
-        or module._forward_hooks
-        or module._forward_pre_hooks
-        or hooks._global_forward_hooks
-        or hooks._global_forward_pre_hooks
-    )
+    """Whether nobody sees a module being called: no hook of any kind, no forward of the instance's own."""
+    return "forward" not in vars(module) and not _has_hooks(module)  # accelerate's hooks put a forward there, too
 
 
 def is_only_placed(module: nn.Module) -> bool:
     """Whether nothing but accelerate's placement sees a module being called; its weight is brought in by the caller."""
-    return hasattr(module, "_hf_hook") and not (module._forward_hooks or module._forward_pre_hooks)
+    return type(getattr(module, "_hf_hook", None)).__name__ == "AlignDevicesHook" and not _has_hooks(module)
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or hooks._global_forward_hooks
+        or hooks._global_forward_pre_hooks
+        or hooks._global_backward_hooks
+        or hooks._global_backward_pre_hooks
+    )
 
 
 def product(module: Any, x: Tensor, out: Tensor) -> Tensor:
     """What a plain linear layer makes of x [rows, in_features], in `out` [rows, out_features]."""
     if widened.gains(x.dtype, x.device.type, len(x)):
         widened.product(x, module.weight, module.bias, out=out)
-    elif tiled.product(x, module.weight, module.bias, out) is not None:
+    elif any(own(x, module.weight, module.bias, out) is not None for own in (tiled.product, one_row.product)):
         return out
-    elif module.bias is None and one_row.has_tiles() and one_row.gains(module.weight, len(x)):
-        torch.mv(module.weight, x[0], out=out[0])
     elif module.bias is None:
         torch.mm(x, module.weight.T, out=out)
     else:
@@ -144,7 +149,8 @@ def mlp_forward(mlp: Any, hidden_state: Tensor, layer_idx: int) -> Tensor | None
     hidden_state: [..., hidden_size]; layer_idx: the layer at whose position the shared block runs.
     """
     pair = mlp.gate_up_proj_adapter_list[mlp.layer_dic[layer_idx]]
-    linears = mlp.gate_up_proj, mlp.down_proj, *(pair if type(pair) is nn.Sequential and is_unwatched(pair) else ())
+    seen = type(pair) is not nn.Sequential or not (is_unwatched(pair) and is_unwatched(mlp.act_fn))
+    linears = mlp.gate_up_proj, mlp.down_proj, *(() if seen else pair)
     rows = hidden_state.reshape(-1, hidden_state.shape[-1])
     if len(rows) == 1 or len(linears) != 4 or not all(is_plain(linear, rows) for linear in linears):
         return None

@@ -9,17 +9,21 @@ which rounds the code's numbers and the scales.
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch  # noqa: TID253
+import torch.nn.functional as F  # noqa: TID253
 from torch import Tensor, nn  # noqa: TID253
 
-from . import one_row, widened
+from . import one_row, tiled, widened
 from .blocked import autocasts, is_unwatched
 from .buffers import buffers
 from .linears import SHORT
-from .native.quantized import Loops, Quantized, is_wide, loops, takes_avx512
-from .packed_4bit import is_packed, multiply
+from .native.quantized import Loops, Quantized, loops, takes_avx512
+from .packed_4bit import is_packed
 
 _FEW = 2  # tokens; with AVX2 an 8448 x 2048 weight takes 0.8 to 1.2 ms for each, and 1.5 to be written out
 # The same with AVX-512, by what multiplies a weight that is written out.
@@ -36,20 +40,38 @@ def most_tokens(dtype: torch.dtype, wide: bool) -> int:
     return _WIDE["instructions" if widened.has_instructions(dtype) else "float32"]
 
 
-def outruns_kernel(weight: Any, dtype: torch.dtype) -> bool:
-    """Whether `product` is at least as fast as bitsandbytes' kernel for AVX512-BF16, for any number of tokens.
+class _Running(threading.local):
+    depth = 0
 
-    weight: of a Linear4bit; dtype: that it computes in. Measured in docs/bitsandbytes-cpu.md.
-    """
+
+_running = _Running()
+
+
+@contextmanager
+def running() -> Iterator[None]:
+    """Around a forward pass of a Zamba or Zamba2: other models' products are left to bitsandbytes."""
+    _running.depth += 1
+    try:
+        yield
+    finally:
+        _running.depth -= 1
+
+
+def is_running() -> bool:
+    """Whether this thread is within a forward pass of a Zamba or Zamba2."""
+    return _running.depth > 0
+
+
+def takes(weight: Any) -> bool:
+    """Whether `product` multiplies by the weight of a Linear4bit, whatever the number of tokens."""
     state = weight.quant_state
     return (
-        dtype == torch.bfloat16
-        and weight.device.type == "cpu"
+        weight.device.type == "cpu"
         and state.shape is not None
         and len(state.shape) == 2
         and state.blocksize % Quantized.CHUNK == state.shape[1] % state.blocksize == 0
         and not torch.compiler.is_compiling()
-        and is_wide()
+        and loops() is not None
     )
 
 
@@ -95,6 +117,12 @@ def _by_parts(found: Loops, matrix: Quantized, x: Tensor, bias: Tensor | None) -
     return result
 
 
+def multiply(A: Tensor, part: Tensor, bias: Tensor | None, out: Tensor) -> None:
+    """A @ part.T + bias into `out`, the fastest way there is."""
+    if tiled.product(A, part, bias, out) is None:
+        out.copy_(F.linear(A, part, bias))
+
+
 def matrix_of(module: Any, x: Tensor) -> Quantized | None:
     """What bitsandbytes' Linear4bit multiplies by, where calling it with the like of x is that and nothing more."""
     state = getattr(module.weight, "quant_state", None)
@@ -107,7 +135,6 @@ def matrix_of(module: Any, x: Tensor) -> Quantized | None:
         or not is_unwatched(module)
         or autocasts()
         or loops() is None
-        or (getattr(module, "support_avx512bf16_for_cpu", False) and not takes_avx512())  # it packs when it is called
         or not _suits(x, state, None)
     ):
         return None
@@ -122,13 +149,13 @@ def _fits(A: Tensor, state: Any, bias: Tensor | None) -> bool:
 
 
 def _suits(A: Tensor, state: Any, bias: Tensor | None) -> bool:
-    """A plain tensor on a CPU without gradients. In float32 only where no weight would be rounded on the way."""
+    """Plain tensors on a CPU, without gradients."""
     given = [A] if bias is None else [A, bias]
     return (
         all(type(tensor) in (Tensor, nn.Parameter) and tensor.device.type == "cpu" for tensor in given)
         and not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given))
         and not torch.compiler.is_compiling()
-        and (A.dtype in SHORT or A.dtype == state.dtype == torch.float32)
+        and A.dtype in (*SHORT, torch.float32)
         and len(state.shape) == 2
         and not getattr(state, "packing_format_for_cpu", False)  # another layout
     )

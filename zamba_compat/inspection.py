@@ -14,13 +14,12 @@ from typing import Any
 from zamba_compat.checkpoint.components import COMPONENTS, OTHER
 from zamba_compat.checkpoint.contrast import Comparison, Pair, contrast
 from zamba_compat.checkpoint.copied import Copies, compare_copies
-from zamba_compat.checkpoint.dequantize import method_of
 from zamba_compat.checkpoint.lenient import open_as_far
 from zamba_compat.checkpoint.nonfinite import search
 from zamba_compat.checkpoint.progress import Progress
 from zamba_compat.checkpoint.survey import Survey, survey
 from zamba_compat.errors import ZambaCompatError
-from zamba_compat.quant_states import base_of
+from zamba_compat.quant_states import base_of, format_of, is_weight
 from zamba_compat.sharing import SharingMap
 
 __all__ = ["Block", "Comparison", "Component", "Copies", "Inspected", "Inspection", "Pair", "Quantization", "inspect"]
@@ -68,10 +67,11 @@ class Block:
 
 @dataclass(frozen=True)
 class Quantization:
-    """What bitsandbytes quantized.
+    """What is quantized.
 
     Attributes:
-        weights: "nf4", "fp4", "int8" -> quantized weights, copies among them.
+        weights: "nf4", "fp4", "int8" (bitsandbytes'), "torchao", "GPTQ" and so on -> quantized weights, copies among
+            them.
         double: whether absmax is quantized too.
         shared: how many of the weights belong to shared blocks.
         config: quantization_config as written, None where config.json has none.
@@ -248,8 +248,8 @@ def _components(found: Survey) -> tuple[dict[str, Component], int]:
         component = found.component(name)
         keys[component] += 1
         size[component] += info.nbytes
-        home = found.canonical(name)
-        if base_of(name) == name and name != found.tied_head and home not in counted:
+        home = found.canonical(base_of(name))
+        if is_weight(name) and name != found.tied_head and home not in counted:
             counted.add(home)
             parameters[component] += found.parameters(name)
     order = [name for name in (*COMPONENTS, OTHER) if keys[name]]
@@ -267,9 +267,9 @@ def _blocks(found: Survey, sharing: SharingMap) -> list[Block]:
         shared = sharing.parse(key)
         assert shared is not None  # of a canonical name: its layer is the block's own
         block = sharing.block_of(shared.layer)
-        if base_of(key) == key:
+        if is_weight(key):
             parameters[block] += found.parameters(next(iter(names.values())))
-        if shared.adapter is None and base_of(key) == key:
+        if shared.adapter is None and is_weight(key):
             stored.setdefault(block, Counter()).update(names.keys())
         elif shared.adapter is not None:
             adapters.setdefault(shared.adapter, []).append(key)
@@ -279,7 +279,7 @@ def _blocks(found: Survey, sharing: SharingMap) -> list[Block]:
     blocks = []
     for block in range(sharing.num_blocks):
         owned = sharing.adapters_of(block)
-        whole = tuple(i for i in owned if sum(base_of(key) == key for key in adapters.get(i, ())) == expected[i])
+        whole = tuple(i for i in owned if sum(is_weight(key) for key in adapters.get(i, ())) == expected[i])
         aside = tuple(
             i for i in owned if any(all(map(sharing.is_misplaced, groups[key].values())) for key in adapters.get(i, ()))
         )
@@ -293,7 +293,7 @@ def _quantization(found: Survey) -> Quantization | None:
     config = found.config.get("quantization_config")
     if not found.parts and not config:
         return None
-    weights = Counter(method_of(parts) for parts in found.parts.values())
+    weights = Counter(format_of(tuple(parts)) for parts in found.parts.values())
     sharing = found.sharing
     return Quantization(
         weights=dict(weights),

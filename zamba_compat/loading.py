@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ from .checkpoint.headers import read_header
 from .checkpoint.pickled import unpickle
 from .checkpoint.strict_json import listed
 from .errors import CheckpointError
+from .foreign_names import names_in_model
 from .quantized import fit_to_stored
+from .quantizers import is_bitsandbytes, rename_metadata
 from .rehydrate import REMEDY_DIVERGENT, Divergence, plan
 from .settings import settings
 from .sharing import SharingMap
@@ -33,6 +36,7 @@ class Stored:
         where: what to call the checkpoint in messages.
         names: every stored name, in stored order.
         file_of: the .safetensors file of every name that is in one.
+        renamed: name -> the one that the checkpoint has for it, where that is another.
     """
 
     def __init__(self, state_dict: Mapping[str, Any] | None, files: Sequence[str], opened: ExitStack) -> None:
@@ -40,6 +44,7 @@ class Stored:
         self._read: dict[str, Callable[[], Any]] = {}
         self._slice: dict[str, Callable[[], Any]] = {}
         self.file_of: dict[str, str] = {}
+        self.renamed: dict[str, str] = {}
         if state_dict is not None:
             self._read = {name: (lambda tensor=tensor: tensor) for name, tensor in state_dict.items()}  # type: ignore[misc]
         else:
@@ -58,6 +63,19 @@ class Stored:
         """What the 5.x loader takes instead of a tensor: a slice that reads when it is indexed."""
         return self._slice.get(name, self._read[name])()
 
+    def rename(self, model: Any) -> None:
+        """Call the tensors by the names that `model` has for them.
+
+        Raises:
+            MissingTensorError, CheckpointError: see `foreign_names.own_names`.
+        """
+        names = names_in_model(model, self.names, self.read, self.where)
+        read, slices, files = self._read, self._slice, self.file_of
+        self._read = {own: read[name] for own, name in names.items()}
+        self._slice = {own: slices[name] for own, name in names.items() if name in slices}
+        self.file_of = {own: files[name] for own, name in names.items() if name in files}
+        self.renamed = {own: name for own, name in names.items() if own != name}
+
     def _open(self, file: str, opened: ExitStack) -> None:
         if str(file).endswith(".safetensors"):
 
@@ -67,7 +85,7 @@ class Stored:
 
                 return opened.enter_context(safe_open(file, framework="pt", device="cpu"))
 
-            for name in _names_in(file):
+            for name in names_in(file):
                 self._refuse_second(name, file)
                 self._read[name] = lambda name=name: handle().get_tensor(name)  # type: ignore[misc]
                 self._slice[name] = lambda name=name: handle().get_slice(name)  # type: ignore[misc]
@@ -83,22 +101,56 @@ class Stored:
             raise CheckpointError(f"Tensor {listed([name])} is in another file too.", where=str(file), remedy=remedy)
 
 
-def loader_arguments(given: Mapping[str, Any]) -> tuple[list[str], Any]:
-    """The checkpoint's files and transformers' quantizer (or None), from a call of `_load_pretrained_model`.
+@dataclass(frozen=True)
+class LoaderCall:
+    """A call of `_load_pretrained_model`, of whatever release: 4.x passes each argument by itself, 5.x a `load_config`.
 
-    Args:
-        given: the arguments by name, of whatever release: 4.x passes each by itself, 5.x a `load_config`.
-
-    Raises:
-        CheckpointError: the index names files of other directories, or what is no regular file.
+    Attributes:
+        given: the arguments by name; those of the next call when they are changed.
+        config: 5.x's load_config, or None.
+        files: the checkpoint's files.
+        quantizer: transformers' quantizer, or None.
+        device_map: None where none was given.
+        folder: for what is placed on the disk.
     """
-    found = given.get("checkpoint_files", given.get("resolved_archive_file")) or ()
-    files = [found] if isinstance(found, str) else list(found)
-    config = given.get("load_config")
-    quantizer = given.get("hf_quantizer") if config is None else config.hf_quantizer
-    origin = given.get("pretrained_model_name_or_path")
-    refuse_strangers(files, origin if config is None else config.pretrained_model_name_or_path)
-    return files, quantizer
+
+    given: dict[str, Any]
+    config: Any
+    files: list[str]
+    quantizer: Any
+    device_map: Any
+    folder: str | None
+
+    @classmethod
+    def of(cls, given: dict[str, Any]) -> LoaderCall:
+        """Raises CheckpointError: the index names files of other directories, or what is no regular file."""
+        found = given.get("checkpoint_files", given.get("resolved_archive_file")) or ()
+        files = [found] if isinstance(found, str) else list(found)
+        config = given.get("load_config")
+        if config is not None:
+            refuse_strangers(files, config.pretrained_model_name_or_path)
+            return cls(given, config, files, config.hf_quantizer, config.device_map, config.disk_offload_folder)
+        refuse_strangers(files, given.get("pretrained_model_name_or_path"))
+        folder = given.get("disk_offload_folder", given.get("offload_folder"))
+        return cls(given, None, files, given.get("hf_quantizer"), given.get("device_map"), folder)
+
+    @property
+    def is_adapters(self) -> bool:
+        """Whether an adapter of PEFT is loaded, into a model that is there already."""
+        return bool(getattr(self.given["model"], "_hf_peft_config_loaded", False))
+
+    @property
+    def names_are_mapped(self) -> bool:
+        """Whether the caller has said with `key_mapping` what the stored names mean."""
+        if self.config is None:
+            return bool(self.given.get("key_mapping"))
+        mapping = self.config.weight_mapping or ()
+        if not any(type(transform).__name__ == "WeightRenaming" for transform in mapping):
+            return False
+        from transformers.conversion_mapping import get_model_conversion_mapping
+
+        own = get_model_conversion_mapping(self.given["model"], None, self.quantizer)
+        return len(mapping) > len(own)
 
 
 def refuse_strangers(files: Sequence[str], origin: object) -> None:
@@ -127,41 +179,37 @@ def refuse_strangers(files: Sequence[str], origin: object) -> None:
         os.close(open_regular(Path(file), where=str(file)))
 
 
-def hub_layout(
-    model: Any,
-    state_dict: Mapping[str, Any] | None,
-    files: str | Sequence[str] | None,
-    opened: ExitStack,
-    *,
-    lazy: bool,
-    quantizer: Any = None,
-) -> dict[str, Any] | None:
-    """What to load `model` from in the hub layout, or None when the checkpoint is in that layout already.
+def hub_layout(call: LoaderCall, opened: ExitStack) -> dict[str, Any] | None:
+    """What to load a model from in the hub layout, or None when the checkpoint is in that layout already.
 
-    When copies of shared tensors differ and the setting `divergent` is "keep", `model` is untied in place first.
+    When copies of shared tensors differ and the setting `divergent` is "keep", the model is untied in place first.
 
     Args:
-        model: a built Zamba2 model, its config the checkpoint's.
-        state_dict: tensors by name, or None to read `files`.
-        files: the checkpoint's files, .safetensors or .bin.
+        call: the model in it is built, its config the checkpoint's.
         opened: keeps the files open until loading is done.
-        lazy: return slices of safetensors files instead of tensors.
-        quantizer: transformers' quantizer, if the model is to be loaded quantized.
+
+    Returns:
+        name -> tensor, or for 5.x what it reads a slice of a safetensors file from.
 
     Raises:
-        MissingTensorError: a shared tensor is stored nowhere.
-        CheckpointError: damaged files, a tensor in two of them, copies that contradict each other in dtype or shape.
+        MissingTensorError: a shared tensor is stored nowhere, or other names than the model's are stored.
+        CheckpointError: damaged files, a tensor in two of them, copies that contradict each other in dtype or shape,
+            adapters that are not merged.
         DivergentCopiesError: copies differ and the setting `divergent` is "error".
     """
-    names = [files] if isinstance(files, str) else list(files or ())
-    if state_dict is None and (not names or str(names[0]).endswith(".gguf")):
+    model, quantizer, state_dict, files = call.given["model"], call.quantizer, call.given.get("state_dict"), call.files
+    if call.is_adapters or (state_dict is None and (not files or files[0].endswith(".gguf"))):
         return None
-    stored = Stored(state_dict, names, opened)
-    if quantizer is not None:
+    if state_dict is not None and not state_dict:
+        return None  # this asks for an initialised model
+    stored = Stored(state_dict, files, opened)
+    if not call.names_are_mapped:
+        stored.rename(model)
+    if quantizer is not None and is_bitsandbytes(quantizer):
         fit_to_stored(model, stored.names, quantizer.quantization_config, stored.where)
     sharing = SharingMap.from_config(model.config)
     layout = plan(stored.names, sharing, where=stored.where)
-    if layout.is_identity:
+    if layout.is_identity and not stored.renamed:
         return None
     choice = settings().divergent
     if sharing.model_type == "zamba" and choice == "keep":
@@ -171,11 +219,13 @@ def hub_layout(
         _tell(divergences, choice, stored.where)
     if layout.sharing != sharing:
         untie(model)
-    take = stored.lazy if lazy else stored.read
+    if quantizer is not None:
+        rename_metadata(quantizer, ((name, stored.renamed.get(key, key)) for name, key in layout.sources.items()))
+    take = stored.read if call.config is None else stored.lazy
     return {name: computed[name] if name in computed else take(source) for name, source in layout.sources.items()}
 
 
-def _names_in(file: str) -> list[str]:
+def names_in(file: str) -> list[str]:
     """The names in a .safetensors file, whose header is checked as every command does."""
     fd = open_regular(Path(file), where=str(file))
     try:

@@ -9,8 +9,6 @@ kernels is the same.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -19,9 +17,10 @@ import torch.nn.functional as F  # noqa: TID253
 from torch import Tensor  # noqa: TID253
 
 from . import mamba2_inference as inference
-from . import mixer_sequence, mixer_token
+from . import mixer_modules, mixer_sequence, mixer_token
 from .blocked import BLOCK, project
 from .linears import unasked
+from .mixer_modules import Calls, Step
 from .recurrence import MAX_CHUNK, causal_conv, last_inputs, scan, step, take
 
 
@@ -39,6 +38,7 @@ def mixer_forward(
     ssm_state: Tensor | None = None,
     attention_mask: Tensor | None = None,
     overwrite: bool = False,
+    calls: Calls = Calls(),  # noqa: B008
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The forward pass of a Zamba2MambaMixer of any release, for one token or more, with a past or without.
 
@@ -46,13 +46,14 @@ def mixer_forward(
     conv_state: [batch, conv_dim, taps] and ssm_state: [batch, heads, head_dim, d_state], what earlier tokens
     left; both or neither.
     attention_mask: [batch, at least seq], 0 for padding anywhere in the row; its last seq columns count, and
-    a mask of another rank does not. Each row comes out as if its padding were not there; the output at
-    padding means nothing.
+    a mask of another rank does not. Each row comes out as if its padding were not there; the norm and out_proj
+    find zeros at padding, as in transformers.
     overwrite: without gradients, the states after the last token may take the place of those given.
+    calls: how this release calls the mixer's modules, for those that are watched.
     Returns the output, shaped and typed as hidden_states, and both states: the first in the dtype of the
     projection, the second in float32 (float64 where hidden_states is).
 
-    Projections and norm are called as modules, so they may be quantized, wrapped or offloaded. Everything
+    Projections and norm may be quantized, wrapped or offloaded; watched modules are called. Everything
     between them is computed in float32, or float64 where hidden_states is, also under autocast.
     """
     kept = _kept_tokens(attention_mask, hidden_states.shape[1])
@@ -60,20 +61,25 @@ def mixer_forward(
     if kept is not None and (conv_state is not None or not _starts_with_padding(kept)):
         # Padding goes behind the tokens, where neither the convolution nor the state can meet it.
         order = kept.logical_not().long().argsort(dim=1, stable=True)
-        kept, lengths = kept.gather(1, order), kept.sum(1)
-        hidden_states = take(hidden_states, order)
+        lengths = kept.sum(1)
+    if mixer_modules.is_watched(mixer, calls):
+        limit = time_step_limit(mixer.config)
+        states = conv_state, ssm_state
+        return mixer_modules.forward(mixer, Step(hidden_states, *states, kept, order, lengths, limit), calls)
+    if order is not None and kept is not None:
+        kept, hidden_states = kept.gather(1, order), take(hidden_states, order)
 
     # Block by block where nothing is asked of padding, so that memory does not grow with what a block needs.
     block = max(BLOCK // len(hidden_states), MAX_CHUNK)
     if kept is not None or torch.is_grad_enabled() or not _known(hidden_states) or hidden_states.shape[1] <= block:
-        states = conv_state, ssm_state, kept, lengths, overwrite
-        output, conv_state, ssm_state = _mix(mixer, hidden_states, *states)
+        output, conv_state, ssm_state = _mix(mixer, hidden_states, conv_state, ssm_state, kept, lengths, overwrite)
         return (output if order is None else take(output, order.argsort(dim=1))), conv_state, ssm_state
     output = torch.empty_like(hidden_states)
     for start in range(0, hidden_states.shape[1], block):
         here = slice(start, start + block)
-        states = conv_state, ssm_state, None, None, overwrite
-        output[:, here], conv_state, ssm_state = _mix(mixer, hidden_states[:, here], *states)
+        output[:, here], conv_state, ssm_state = _mix(
+            mixer, hidden_states[:, here], conv_state, ssm_state, None, None, overwrite
+        )
         overwrite = True
     assert conv_state is not None and ssm_state is not None
     return output, conv_state, ssm_state
@@ -99,14 +105,14 @@ def _mix(
             return found
     projected = project(mixer.in_proj, hidden_states, "in_proj")
     if token is not None:
-        with _loaded(mixer.conv1d), _loaded(mixer.norm):
+        with mixer_modules.loaded(mixer.conv1d), mixer_modules.loaded(mixer.norm):
             found = mixer_token.between(mixer, projected, **token)
     if found is not None:
         y, conv_state, ssm_state = found
         return mixer.out_proj(y.to(hidden_states.dtype)), conv_state, ssm_state
     gate, xbc, dt = torch.split(projected, [inner, inner + 2 * bc_size, heads], -1)
     dtype = torch.promote_types(hidden_states.dtype, torch.float32)
-    with _no_autocast(hidden_states.device.type), _loaded(mixer.conv1d):
+    with mixer_modules.no_autocast(hidden_states.device.type), mixer_modules.loaded(mixer.conv1d):
         dt = F.softplus(dt.to(dtype) + mixer.dt_bias.to(dtype))
         limit = time_step_limit(mixer.config)
         if limit is not None:
@@ -121,6 +127,8 @@ def _mix(
             with unasked(hidden_states):
                 y = hidden_states.new_empty(gate.shape)
                 conv_state, ssm_state = _without_gradients(mixer, gate, xbc, dt, *states, out=y)
+    if kept is not None:
+        y = y.masked_fill(~kept[..., None], 0)
     return mixer.out_proj(y.to(hidden_states.dtype)), conv_state, ssm_state
 
 
@@ -146,10 +154,10 @@ def _with_gradients(
     """Everything between the projections, in the dtype of dt: y and both states."""
     heads, groups = mixer.num_heads, mixer.n_groups
     bc_size = groups * mixer.ssm_state_size
-    weight, bias, a, d = _parameters(mixer, dt.dtype)
+    weight, bias, a, d = mixer_modules.parameters(mixer, dt.dtype)
     xbc, conv_state = causal_conv(xbc, weight, bias, conv_state, lengths=lengths)
-    x, b, c = mixer.act(xbc).split([mixer.intermediate_size, bc_size, bc_size], -1)
-    x, b, c = x.unflatten(-1, (heads, -1)), b.unflatten(-1, (groups, -1)), c.unflatten(-1, (groups, -1))
+    parts: Any = torch.split(mixer_modules.activated(mixer, xbc), [mixer.intermediate_size, bc_size, bc_size], -1)
+    x, b, c = (part.unflatten(-1, (many, -1)) for part, many in zip(parts, (heads, groups, groups), strict=True))
     if ssm_state is not None:
         ssm_state = ssm_state.to(x)
     if ssm_state is not None and x.shape[1] == 1:
@@ -173,17 +181,18 @@ def _without_gradients(
     out: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """As `_with_gradients`, in place; y goes to `out`."""
-    weight, bias, a, d = _parameters(mixer, dt.dtype)
+    weight, bias, a, d = mixer_modules.parameters(mixer, dt.dtype)
     earlier, conv_state = conv_state, last_inputs(xbc, weight.shape[-1], conv_state, lengths=lengths)
     if ssm_state is not None:
         given, ssm_state = ssm_state, ssm_state.to(dt).contiguous()
         if ssm_state is given and not (overwrite and inference.can_overwrite(given)):
             ssm_state = given.clone()
     weights = inference.Weights(weight[:, 0], bias, a, d)
-    with _loaded(mixer.norm):
+    with mixer_modules.loaded(mixer.norm):
         found = mixer_sequence.run(mixer, weights, xbc, gate, dt, earlier=earlier, state=ssm_state, out=out)
         if found is not None:
             return conv_state, found
+        silu = isinstance(mixer.act, torch.nn.SiLU)
         ssm_state = inference.run(
             weights,
             xbc,
@@ -191,7 +200,7 @@ def _without_gradients(
             dt,
             groups=mixer.n_groups,
             head_dim=mixer.intermediate_size // mixer.num_heads,
-            act=partial(F.silu, inplace=True) if isinstance(mixer.act, torch.nn.SiLU) else mixer.act,
+            act=partial(F.silu, inplace=True) if silu else partial(mixer_modules.activated, mixer),
             finish=inference.gated_norm(mixer.norm),
             earlier=earlier,
             state=ssm_state,
@@ -199,16 +208,6 @@ def _without_gradients(
             chunk_size=min(mixer.chunk_size, MAX_CHUNK),
         )
     return conv_state, ssm_state
-
-
-def _parameters(mixer: Any, dtype: torch.dtype) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-    """Weight and bias of the convolution, A and D.
-
-    Cast at every call: a copy kept from the last one would be out of date, unnoticed, after a write to `.data`.
-    """
-    bias = mixer.conv1d.bias
-    bias = None if bias is None else bias.to(dtype)
-    return mixer.conv1d.weight.to(dtype), bias, -mixer.A_log.to(dtype).exp(), mixer.D.to(dtype)
 
 
 def _kept_tokens(attention_mask: Tensor | None, seq: int) -> Tensor | None:
@@ -227,21 +226,3 @@ def _starts_with_padding(kept: Tensor) -> bool:
 def _known(x: Tensor) -> bool:
     """Whether a branch may depend on the values of x."""
     return x.device.type != "meta" and not torch.compiler.is_compiling()
-
-
-def _no_autocast(device_type: str) -> Any:
-    """Autocast would run the matrix products of the scan in 16 bits."""
-    return nullcontext() if device_type == "meta" else torch.autocast(device_type, enabled=False)
-
-
-@contextmanager
-def _loaded(module: Any) -> Iterator[None]:
-    """Bring in the weights of a module that accelerate offloaded; its hook runs only when it is called."""
-    hook = getattr(module, "_hf_hook", None) if module.weight.device.type == "meta" else None
-    if hook is not None:
-        hook.pre_forward(module)
-    try:
-        yield
-    finally:
-        if hook is not None:
-            hook.post_forward(module, ())

@@ -25,7 +25,8 @@ from torch import Tensor, nn  # noqa: TID253
 
 from . import batched_scan
 from .blocked import is_unwatched
-from .mamba2 import _known, _loaded, _no_autocast, time_step_limit
+from .mamba2 import _known, time_step_limit
+from .mixer_modules import loaded, no_autocast
 from .recurrence import last_inputs, step, take
 
 MAX_CHUNK = 256
@@ -135,7 +136,7 @@ def mixer_forward(
         kernels = None
 
     projected = mixer.in_proj(hidden_states)
-    with _loaded(mixer.conv1d):
+    with loaded(mixer.conv1d):
         if kernels is not None and kept is None and not remember and _is_whole(mixer, projected):
             return _whole(mixer, projected, documents, limit, kernels).to(dtype), None, None
         sizes = [mixer.intermediate_size, projected.shape[-1] - mixer.intermediate_size - mixer.num_heads]
@@ -283,7 +284,7 @@ def _plain_sequence(
     """As `_sequence`, with PyTorch's operations, in float32."""
     dtype = torch.promote_types(xbc.dtype, torch.float32)
     seq = xbc.shape[1]
-    with _no_autocast(xbc.device.type):
+    with no_autocast(xbc.device.type):
         if conv_state is not None:
             xbc = torch.cat([conv_state.mT.to(xbc), xbc], 1)
         weight, bias = mixer.conv1d.weight.squeeze(1).to(dtype), mixer.conv1d.bias
@@ -314,7 +315,7 @@ def _plain_token(
 ) -> States:
     """As `_token`, with PyTorch's operations, in float32, and with gradients."""
     dtype = torch.promote_types(xbc.dtype, torch.float32)
-    with _no_autocast(xbc.device.type):
+    with no_autocast(xbc.device.type):
         later = torch.cat([conv_state[..., 1:].to(xbc.dtype), xbc.mT], -1)
         convolved = (later.to(dtype) * mixer.conv1d.weight.squeeze(1).to(dtype)).sum(-1)
         if mixer.conv1d.bias is not None:

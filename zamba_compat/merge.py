@@ -71,7 +71,7 @@ def merge(
             for number, (model, checkpoint) in enumerate(zip(merging.models, checkpoints, strict=True))
         )
         workers = stack.enter_context(Workers())
-        planned = make_plan(merging, parents, workers, options.dtype or merging.dtype)
+        planned = make_plan(merging, parents, workers, options.dtype or merging.dtype, options.random_seed)
         companions = choose(merging, parents)
         quantization = _quantization(planned, parents, merging, options)
         outputs: Sequence[Output] = planned.outputs
@@ -191,7 +191,7 @@ def _peak_memory(planned: MergePlan, quantization: Quantization | None) -> int:
     for output in planned.outputs:
         blend = planned.blends.get(output.name)
         if blend is not None:
-            largest = blend.workers.memory + QUEUED * 4 * PIECE + BEGUN
+            largest = max(largest, blend.memory + QUEUED * 4 * PIECE + BEGUN)
             made = sum(make is not None for _, make in blend.parts)
             whole = max(whole, 2 * made * (2 * output.nbytes + BEGUN))  # the next ones' are made while this is written
         if quantization is not None and output.name in quantization.names:

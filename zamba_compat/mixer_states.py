@@ -61,16 +61,29 @@ def records_past(cache: Any, layer: int) -> bool:
 
 
 def mixed(
-    mixer: Any, hidden_states: Any, cache: Any, attention_mask: Any, read: Read, write: Write, forward: Any = None
+    mixer: Any,
+    hidden_states: Any,
+    cache: Any,
+    attention_mask: Any,
+    read: Read,
+    write: Write,
+    forward: Any = None,
+    **calls: bool,
 ) -> Any:
     """The mixer's output; a cache, if there is one, has moved on.
 
     forward: called as `mamba2.mixer_forward`, which is the default.
+    calls: how the release calls the mixer's modules, as `mixer_modules.Calls`; for the default alone.
     """
     import torch
 
     if forward is None:
-        from .mamba2 import mixer_forward as forward
+        from functools import partial
+
+        from .mamba2 import mixer_forward
+        from .mixer_modules import Calls
+
+        forward = partial(mixer_forward, calls=Calls(**calls, cached=cache is not None))
 
     held = conv_state, ssm_state = (None, None) if cache is None else read(cache, mixer.layer_idx)
     if ssm_state is not None and torch.is_grad_enabled():

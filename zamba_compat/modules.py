@@ -48,6 +48,17 @@ def share_modules(model: nn.Module) -> None:
         setattr(base.layers[layer], stem, first)
 
 
+def one_module_per_block(model: nn.Module) -> None:
+    """As `share_modules`, of a model that is about to be loaded: nothing is tied yet, and nothing compared."""
+    base: Any = getattr(model, "model", model)
+    later = [(layer, first) for layer, block, first in _later_positions(base) if block is not first]
+    if later:
+        _install_output_hooks(base)
+    stem = SharingMap.from_config(base.config).stem
+    for layer, first in later:
+        setattr(base.layers[layer], stem, first)
+
+
 def separate_modules(model: nn.Module) -> None:
     """Let every position of a block hold modules of its own over the canonical layer's parameters, in place.
 

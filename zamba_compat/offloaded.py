@@ -28,10 +28,12 @@ class Source:
     Attributes:
         state_dict: the tensors by name, None for `files`.
         files: the checkpoint's files.
+        names_are_mapped: whether the caller has said what the stored names mean.
     """
 
     state_dict: Mapping[str, Any] | None
     files: Sequence[str]
+    names_are_mapped: bool = False
 
     @property
     def in_safetensors(self) -> bool:
@@ -62,11 +64,14 @@ def offload_index(
     tensors = model.state_dict()
     with ExitStack() as opened:
         stored = Stored(source.state_dict, source.files, opened)
+        if not source.names_are_mapped:
+            stored.rename(model)
         layout, computed = _layout(model, sharing, stored)
         for name in names:
             key, stored_name = _stored_as(name, model, layout)
             if stored_name in stored.file_of and key not in computed:
-                index[name] = _entry(stored.file_of[stored_name], stored_name, tensors[name].dtype)
+                written_as = stored.renamed.get(stored_name, stored_name)
+                index[name] = _entry(stored.file_of[stored_name], written_as, tensors[name].dtype)
                 continue
             if key not in written:
                 value = computed.get(key, tensors[name])

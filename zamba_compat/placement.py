@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 from .errors import ZambaCompatError
 from .offloaded import Source, offload_index
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 DeviceMap = dict[str, Any]
 
 _waiting: WeakKeyDictionary[nn.Module, Placement] = WeakKeyDictionary()
+_busy: WeakSet[nn.Module] = WeakSet()
 
 
 @dataclass(frozen=True)
@@ -76,21 +77,47 @@ def prepare(
 
 
 def dispatch(original: Any, model: Any, **options: Any) -> Any:
-    """accelerate's dispatch_model (`original`) for a model that `prepare` has seen; any other goes through as it is.
+    """accelerate's dispatch_model (`original`) for a model that `prepare` has seen, or that holds all its tensors.
+
+    Any other goes through as it is.
 
     Args:
         options: what dispatch_model takes. `device_map` and `offload_index` are replaced.
     """
-    placement = _waiting.pop(model, None)
+    if model in _busy:
+        return original(model, **options)
+    placement = _waiting.pop(model, None) or _as_given(model, options)
     if placement is None:
         return original(model, **options)
+    _busy.add(model)
+    try:
+        return _dispatched(original, model, placement, options)
+    finally:
+        _busy.discard(model)
+
+
+def _as_given(model: Any, options: Mapping[str, Any]) -> Placement | None:
+    """The placement that a call of dispatch_model asks for; None where there is nothing to share out, or to see to."""
+    places = set((options.get("device_map") or {}).values())
+    if getattr(getattr(model, "config", None), "model_type", None) not in ("zamba2", "zamba"):
+        return None
+    if not places or places <= {"cpu"} or options.get("offload_index") is not None:
+        return None
+    if any(parameter.is_meta for parameter in model.parameters()):
+        return None  # somebody else has put them somewhere
+    sharing = SharingMap.from_config(model.config)
+    source = Source(model.state_dict(), ())
+    return Placement(normalise(options["device_map"], model, sharing), sharing, source, options.get("offload_dir"))
+
+
+def _dispatched(original: Any, model: Any, placement: Placement, options: dict[str, Any]) -> Any:
     if "disk" in placement.device_map.values():
-        on_disk = [name for name in model.state_dict() if _place(placement.device_map, name) == "disk"]
+        on_disk = [name for name in model.state_dict() if place_of(placement.device_map, name) == "disk"]
         options["offload_index"] = offload_index(model, on_disk, placement.sharing, placement.source, placement.folder)
     # The mixers read the weights of their convolutions and projections directly, past these modules' own hooks.
     mixers = {type(module).__name__ for module in model.modules() if hasattr(module, "in_proj")}
     options["preload_module_classes"] = sorted({*(options.get("preload_module_classes") or ()), *mixers})
-    with _one_name_per_module(model) as hidden:
+    with one_name_per_module(model) as hidden:
         options["device_map"] = {name: p for name, p in placement.device_map.items() if not _is_below(name, hidden)}
         dispatched = original(model, **options)
     model.hf_device_map = dict(placement.device_map)
@@ -121,10 +148,10 @@ def normalise(device_map: Mapping[str, Any], model: Any, sharing: SharingMap) ->
         if name in result:
             _isolate(result, name, model)
     for alias, canonical in _ties(model, sharing):
-        place, inside = _place(result, canonical), _inside(result, canonical)
+        place, inside = place_of(result, canonical), _inside(result, canonical)
         own = _inside(result, alias)
         covered = place is not None or inside
-        if not covered or (not inside and not own and place == _place(result, alias)):
+        if not covered or (not inside and not own and place == place_of(result, alias)):
             continue
         for name in (alias, *(alias + suffix for suffix in own)):
             result.pop(name, None)
@@ -147,7 +174,7 @@ def _ties(model: Any, sharing: SharingMap) -> Iterator[tuple[str, str]]:
 
 
 @contextmanager
-def _one_name_per_module(model: Any) -> Iterator[list[str]]:
+def one_name_per_module(model: Any) -> Iterator[list[str]]:
     """Take modules out of the tree where they appear a second time; yields the names taken out.
 
     In 4.x all positions of a block are one module object, and hooks attached to it under each name would read an
@@ -170,7 +197,7 @@ def _one_name_per_module(model: Any) -> Iterator[list[str]]:
             parent._modules.update(modules)
 
 
-def _place(device_map: Mapping[str, Any], name: str) -> Any:
+def place_of(device_map: Mapping[str, Any], name: str) -> Any:
     """The device of the longest entry that is `name` or lies above it; None if there is none."""
     while name and name not in device_map:
         name = name.rpartition(".")[0]

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from .errors import CheckpointError, UnsupportedReleaseError
-from .quant_states import weight_of
+from .quant_states import holds_values, is_bitsandbytes, weight_of
 from .settings import settings
 from .sharing import SharingMap
 
@@ -85,7 +85,8 @@ def fit_to_stored(model: nn.Module, names: Collection[str], quantization_config:
         CheckpointError: a quant state without the module that it is for.
     """
     sharing = SharingMap.from_config(model.config)
-    states = {sharing.canonical_key(weight) for weight in map(weight_of, names) if weight is not None}
+    parts = filter(is_bitsandbytes, names)
+    states = {sharing.canonical_key(weight) for weight in map(weight_of, parts) if weight is not None}
     if not states:
         return
     weights = {sharing.canonical_key(name) for name in names if name.endswith(".weight")}
@@ -182,17 +183,24 @@ def once(state_dict: Mapping[str, Any], sharing: SharingMap) -> dict[str, Any]:
         for key, tensor in state_dict.items()
         if (canonical := name(key)) != key and _same(tensor, state_dict.get(canonical))
     }
-    copies |= {key for key in state_dict if weight_of(key) in copies and name(key) in state_dict}
+    values = {weight_of(key) for key in copies if holds_values(key)}
+    copies |= {
+        key for key in state_dict if (weight_of(key) in copies or weight_of(key) in values) and name(key) in state_dict
+    }
     return {key: tensor for key, tensor in state_dict.items() if key not in copies}
 
 
 def _same(tensor: Any, other: Any) -> bool:
-    return tensor is other or (
-        other is not None
-        and tensor.data_ptr() == other.data_ptr()
-        and tensor.shape == other.shape
-        and tensor.device == other.device
-    )
+    if tensor is other:
+        return True
+    if type(tensor) is not type(other) or tensor.shape != other.shape or tensor.device != other.device:
+        return False
+    if hasattr(tensor, "__tensor_flatten__"):  # a quantized tensor, which has no storage of its own
+        names = tensor.__tensor_flatten__()[0]
+        return names == other.__tensor_flatten__()[0] and all(
+            _same(getattr(tensor, name), getattr(other, name)) for name in names
+        )
+    return bool(tensor.data_ptr() == other.data_ptr())
 
 
 def _modules(model: nn.Module) -> list[tuple[str, nn.Module]]:

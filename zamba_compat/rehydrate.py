@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from .copies import mean, relative_distance, same_bits
 from .errors import CheckpointError, DivergentCopiesError, MissingTensorError
+from .quant_states import holds_values, weight_of
 from .sharing import SharingMap
 
 if TYPE_CHECKING:
@@ -172,10 +173,11 @@ def plan(keys: Iterable[str], sharing: SharingMap, *, where: str | None = None, 
         groups.setdefault(sharing.canonical_key(key), {})[shared.layer] = key
 
     if complete:
-        missing = [key for key in sharing.shared_keys(prefix=prefix) if key not in groups]
+        held = {weight_of(key) for key in groups if holds_values(key)} | groups.keys()
+        missing = [key for key in sharing.shared_keys(prefix=prefix) if key not in held]
         if missing:
             raise MissingTensorError(
-                f"no copy of {len(missing)} shared tensors is stored at any layer: {_named(missing, sharing)}",
+                f"no copy of {len(missing)} shared tensors is stored at any layer: {_named(missing, sharing)}.",
                 where=where,
                 remedy="The checkpoint is incomplete: download or convert it again.",
             )

@@ -76,4 +76,5 @@ def _forget_ties(model: Any, base: Any) -> None:
         if model is not base and model._tied_weights_keys:
             model._tied_weights_keys = [key for key in model._tied_weights_keys if key == "lm_head.weight"]
     if hasattr(model, "all_tied_weights_keys"):
-        model.all_tied_weights_keys = model.get_expanded_tied_weights_keys(all_submodels=True)
+        ties = model.all_tied_weights_keys.items()
+        model.all_tied_weights_keys = {alias: key for alias, key in ties if ".shared_transformer." not in f".{alias}"}

@@ -2,7 +2,8 @@
 
 Symptom:  after a first forward in eval mode, without an error: save_pretrained and state_dict() write other weights
           (22% off were seen), and so do .to(device), pickling, merging and dequantizing; gradients are missing; an
-          input whose last dimension is not contiguous gives wrong numbers. With an error: AssertionError "N must be
+          input whose last dimension is not contiguous gives wrong numbers, and float32 is computed with the
+          precision of bfloat16. With an error: AssertionError "N must be
           divisible by block_n" if the rows are no multiple of 32 (in_proj of 2.7B and 7B), RuntimeError "shape ... is
           invalid" if the columns are no multiple of the blocksize.
 Cause:    the forward reorders the weight for a bfloat16 kernel and rewrites the quant state to match. The way back
@@ -14,9 +15,9 @@ Goes:     when a forward no longer rewrites the quant state.
 The weight is packed here, too, once for all modules that hold it, but the quant state keeps what quantization produced;
 what the kernel needs besides is added to it. A tensor's own shape tells in which layout it is, never a flag, so a plain
 tensor and a packed one may share a quant state. The nibbles are only permuted, see `zamba_compat.packed_4bit`: the way
-back is exact. What computes in bfloat16 is not packed at all where loops in C are as fast as the kernel, see
-`zamba_compat.four_bit.outruns_kernel`. This adapter is to be listed after others of the same targets, so that those
-meet plain weights only.
+back is exact, and the kernel gives the bits that it gives without this adapter. Nothing is packed that is given float32
+to compute in float32, nor in a Zamba, whose products are loops in C (cpu_product.py). This adapter is to be listed
+after others of the same targets, so that those meet plain weights only.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from zamba_compat.adapters import Adapter, Patch
-from zamba_compat.packed_4bit import is_packed, kernel_absmax, most_tokens, packed_bytes, plain_bytes, product
+from zamba_compat.packed_4bit import is_packed, kernel_absmax, packed_bytes, plain_bytes
 
 MODULES = "bitsandbytes.nn.modules"
 
@@ -122,22 +123,27 @@ def _packable(weight: Any, state: Any) -> bool:
 
 
 def _is_token(x: Any) -> bool:
-    """Whether a module is called for inference with a single row.
+    """Whether a module of a Zamba is called for inference with a single row.
 
     In a TorchFunctionMode, as the shared blocks have one, what bitsandbytes does around the product would take as long.
     """
     import torch
 
-    alone = type(x) is torch.Tensor and x.numel() == x.shape[-1]
+    from zamba_compat.four_bit import is_running
+
+    alone = type(x) is torch.Tensor and x.numel() == x.shape[-1] and is_running()
     return alone and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
-def _has_loops(module: Any, x: Any) -> bool:
-    """Whether the weight as it is gives the same at least as fast as the kernel would."""
-    from zamba_compat.four_bit import outruns_kernel
+def _stays_plain(module: Any, x: Any) -> bool:
+    """Whether the kernel is not to be used: it would round float32, or there are loops in C for this model."""
+    import torch
 
-    dtype = module.compute_dtype if module.compute_type_is_set else None
-    return outruns_kernel(module.weight, x.dtype if dtype is None else dtype)
+    from zamba_compat.four_bit import is_running, takes
+
+    asked = module.compute_dtype if module.compute_type_is_set else None
+    exact = x.dtype == torch.float32 and asked in (None, torch.float32)
+    return exact or (is_running() and takes(module.weight))
 
 
 def _passing(module: Any) -> bool:
@@ -152,7 +158,7 @@ def forward(original: Any) -> Any:
         weight = self.weight
         # Without a quant state, one is about to be put on a weight that a sharding wrapper has just gathered.
         if x.device.type == "cpu" and getattr(weight, "quant_state", None) is not None:
-            if self.training or x.requires_grad or _has_loops(self, x):
+            if self.training or x.requires_grad or _stays_plain(self, x):
                 unpack(weight)
             elif not _passing(self):
                 pack(weight)
@@ -181,18 +187,15 @@ def matmul_4bit(original: Any) -> Any:
             return original(A, B, quant_state, out=out, bias=bias)
         rows, columns = quant_state.shape
         gradient = torch.is_grad_enabled() and A.requires_grad
-        if gradient or A.device.type != "cpu" or A.shape[-1] != columns:
+        if gradient or A.device.type != "cpu" or A.shape[-1] != columns or A.numel() == 0:
             return original(A, plain(weight, quant_state).t(), quant_state, out=out, bias=bias)
-        if 0 < A.numel() <= most_tokens() * columns:
-            absmax = getattr(quant_state, "cpu_absmax", None)
-            if absmax is None:  # dropped with another weight of this quant state
-                absmax = kernel_absmax(quant_state)
-            result = torch.ops.bitsandbytes.gemv_4bit.default(
-                A.contiguous(), _bare(weight), [len(weight), columns], absmax, quant_state.code, quant_state.blocksize
-            )[..., :rows]
-            result = result.contiguous() if bias is None else (result + bias).to(A.dtype)
-        else:
-            result = product(A.reshape(-1, columns), _bare(weight), quant_state, bias).view(*A.shape[:-1], rows)
+        absmax = getattr(quant_state, "cpu_absmax", None)
+        if absmax is None:  # dropped with another weight of this quant state
+            absmax = kernel_absmax(quant_state)
+        result = torch.ops.bitsandbytes.gemv_4bit.default(
+            A.contiguous(), _bare(weight), [len(weight), columns], absmax, quant_state.code, quant_state.blocksize
+        )[..., :rows]
+        result = result.contiguous() if bias is None else (result + bias).to(A.dtype)
         return result if out is None else out.copy_(result)
 
     return matmul_4bit

@@ -1,16 +1,18 @@
-"""Multiply by 4-bit weights at the speed of the memory on a CPU, as quantization left them.
+"""Multiply by a Zamba's 4-bit weights at the speed of the memory on a CPU, as quantization left them.
 
 Symptom:  without an error: a 4-bit model takes nine times as long per token as the same model in bfloat16, and four
           times as long to its first token (1.2B on two cores with AVX2: 2.96 and 0.33 s, 27 and 6 s). With AVX512-BF16
-          it takes as long as in bfloat16 per token, and twice as long to its first one.
+          it takes as long as in bfloat16 per token, and twice as long to its first one; there float32 is computed with
+          the precision of bfloat16.
 Cause:    bitsandbytes has one kernel for products with 4-bit weights on a CPU, for AVX512-BF16; it is made for a few
-          tokens, and wants weights in an order of its own. Everywhere else each call dequantizes the whole weight and
-          multiplies it by PyTorch's bfloat16 product, which is slow there, too.
+          tokens, rounds activations to bfloat16, and wants weights in an order of its own. Everywhere else each call
+          dequantizes the whole weight and multiplies it by PyTorch's product, which is slow there, too.
 Upstream: none known.
 Goes:     when bitsandbytes has kernels for AVX2 and AVX-512 that are as fast.
 
 `zamba_compat.four_bit` says what is computed, and where it stays bitsandbytes' own: with gradients, odd shapes, where
-the loops in C could not be compiled. With AVX512-BF16 it is left to the kernel where the loops are kept from AVX-512.
+the loops in C could not be compiled. Other models' products stay bitsandbytes' own, bit for bit, but for those in
+float32 that its kernel would round to bfloat16 (see cpu_packing.py).
 """
 
 from __future__ import annotations
@@ -21,10 +23,16 @@ from zamba_compat.adapters import Adapter, Patch
 
 
 def matmul_4bit(original: Any) -> Any:
-    def matmul_4bit(A: Any, B: Any, quant_state: Any, out: Any = None, bias: Any = None) -> Any:
-        from zamba_compat.four_bit import product
+    import torch
+    from bitsandbytes.functional import has_avx512bf16
 
-        result = None if quant_state is None else product(A, B, quant_state, bias)
+    from zamba_compat.four_bit import is_running, product
+
+    rounds = has_avx512bf16()
+
+    def matmul_4bit(A: Any, B: Any, quant_state: Any, out: Any = None, bias: Any = None) -> Any:
+        ours = is_running() or (rounds and A.dtype == torch.float32)
+        result = product(A, B, quant_state, bias) if ours and quant_state is not None else None
         if result is None:
             return original(A, B, quant_state, out=out, bias=bias)
         return result if out is None else out.copy_(result)
@@ -33,15 +41,9 @@ def matmul_4bit(original: Any) -> Any:
 
 
 def not_needed() -> str | None:
-    from bitsandbytes.functional import has_avx512bf16
+    from zamba_compat.native.quantized import loops
 
-    from zamba_compat.native.quantized import is_wide, loops
-
-    if loops() is None:
-        return "there are no loops in C for this CPU, or they could not be compiled"
-    if has_avx512bf16() and not is_wide():
-        return "this CPU has AVX512-BF16, for which bitsandbytes has a kernel, and the loops in C are kept from AVX-512"
-    return None
+    return None if loops() is not None else "there are no loops in C for this CPU, or they could not be compiled"
 
 
 ADAPTER = Adapter(

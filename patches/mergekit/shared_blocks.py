@@ -27,6 +27,7 @@ def architectures(original: Any) -> Any:
 def plan(original: Any) -> Any:
     def _plan(self: Any) -> None:
         from zamba_compat.mergekit.architecture import architecture
+        from zamba_compat.mergekit.presence import is_tied_head
         from zamba_compat.mergekit.shared import check_slices, folded
 
         if self.arch_info is not architecture():
@@ -37,7 +38,8 @@ def plan(original: Any) -> Any:
         sources = dict.fromkeys(source.model for part in module.slices for source in part.sources)
         check_slices(module.slices, {model: self._model_arch(model).config for model in sources})
         original(self)
-        self._tensors = folded(self._tensors)
+        # A tied head that is stored all the same is a copy of the embedding, which loading takes.
+        self._tensors = folded(pair for pair in self._tensors if not is_tied_head(pair[0].name, self.out_model_config))
 
     return _plan
 

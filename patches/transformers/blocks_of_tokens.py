@@ -18,11 +18,10 @@ MODULE = "transformers.models.zamba2.modeling_zamba2"
 
 
 def mlp_forward(original: Any) -> Any:
-    from zamba_compat.block_token import running_mlp
     from zamba_compat.blocked import is_long, mlp_forward
 
     def forward(self: Any, hidden_state: Any, layer_idx: Any = None) -> Any:
-        result = (mlp_forward if is_long(hidden_state) else running_mlp)(self, hidden_state, layer_idx)
+        result = mlp_forward(self, hidden_state, layer_idx) if is_long(hidden_state) else None
         return original(self, hidden_state, layer_idx) if result is None else result
 
     return forward

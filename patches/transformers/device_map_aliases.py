@@ -25,30 +25,26 @@ def load(original: Any) -> Any:
 
     @functools.wraps(original)
     def _load_pretrained_model(*args: Any, **kwargs: Any) -> Any:
-        call = signature.bind(*args, **kwargs)
-        given = call.arguments
-        config = given.get("load_config")  # 5.x
-        device_map = given.get("device_map") if config is None else config.device_map
-        if device_map is None or (len(set(device_map.values())) == 1 and "disk" not in device_map.values()):
+        from zamba_compat.loading import LoaderCall
+
+        bound = signature.bind(*args, **kwargs)
+        call = LoaderCall.of(bound.arguments)
+        places = set((call.device_map or {}).values())
+        if call.is_adapters or not places or (len(places) == 1 and "disk" not in places):
             return original(*args, **kwargs)
         from dataclasses import replace
 
-        from zamba_compat.loading import loader_arguments
         from zamba_compat.offloaded import Source
         from zamba_compat.placement import prepare
 
-        files, quantizer = loader_arguments(given)
-        if config is None:
-            folder = given.get("disk_offload_folder", given.get("offload_folder"))
+        source = Source(call.given.get("state_dict"), call.files, call.names_are_mapped)
+        quantized = call.quantizer is not None
+        loading = prepare(call.given["model"], call.device_map, source, call.folder, quantized=quantized)
+        if call.config is None:
+            call.given["device_map"] = loading
         else:
-            folder = config.disk_offload_folder
-        source = Source(given.get("state_dict"), files)
-        loading = prepare(given["model"], device_map, source, folder, quantized=quantizer is not None)
-        if config is None:
-            given["device_map"] = loading
-        else:
-            given["load_config"] = replace(config, device_map=loading)
-        return original(*call.args, **call.kwargs)
+            call.given["load_config"] = replace(call.config, device_map=loading)
+        return original(*bound.args, **bound.kwargs)
 
     return _load_pretrained_model
 

@@ -35,12 +35,15 @@ from zamba_compat.mixer_states import (
 MIXER = "transformers.models.zamba2.modeling_zamba2:Zamba2MambaMixer"
 
 
-def torch_forward(read: Read, write: Write, leave: Callable[[Any, int], bool] = never_records) -> Callable[[Any], Any]:
+def torch_forward(
+    read: Read, write: Write, leave: Callable[[Any, int], bool] = never_records, *, squeezed: bool = False
+) -> Callable[[Any], Any]:
     def make(original: Any) -> Any:
         def torch_forward(self: Any, input_states: Any, cache_params: Any = None, attention_mask: Any = None) -> Any:
             if leave(cache_params, self.layer_idx):
                 return original(self, input_states, cache_params, attention_mask)
-            return mixed(self, input_states, cache_params, attention_mask, read, write)
+            calls = {"convolution": True, "squeezed": squeezed}
+            return mixed(self, input_states, cache_params, attention_mask, read, write, **calls)
 
         return torch_forward
 
@@ -86,7 +89,7 @@ ADAPTERS = (
         fixed="5.5",
         group="numbers",
         target=f"{MIXER}.torch_forward",
-        replace=torch_forward(read_hybrid, write_hybrid),
+        replace=torch_forward(read_hybrid, write_hybrid, squeezed=True),
         signature=_TORCH_FORWARD,
         upstream="none known",
         ends="replaced the cache",

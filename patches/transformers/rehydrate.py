@@ -24,20 +24,12 @@ def load(original: Any) -> Any:
 
     @functools.wraps(original)
     def _load_pretrained_model(*args: Any, **kwargs: Any) -> Any:
-        from zamba_compat.loading import hub_layout, loader_arguments
+        from zamba_compat.loading import LoaderCall, hub_layout
 
         call = signature.bind(*args, **kwargs)
         given = call.arguments
-        files, quantizer = loader_arguments(given)
         with ExitStack() as opened:
-            tensors = hub_layout(
-                given["model"],
-                given.get("state_dict"),
-                files,
-                opened,
-                lazy="load_config" in given,
-                quantizer=quantizer,
-            )
+            tensors = hub_layout(LoaderCall.of(given), opened)
             if tensors is not None:
                 given["state_dict"] = tensors
                 replaced = {"sharded_metadata", "expected_keys"}

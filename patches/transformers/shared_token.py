@@ -1,12 +1,9 @@
-"""Take tokens through the shared blocks at the speed of the memory, and nothing twice.
+"""Attend to long contexts, one token at a time, at the speed of the memory.
 
-Symptom:  on a CPU a token takes longer than the model's size says, and the longer the text is the more so. Of 1.2B it
-          reads 3.4 GB, 1.3 of them the shared block, anew at each depth; after 4,096 tokens two fifths of its time go
-          to attention, and a quarter to copying keys and values. A prompt takes 7% more multiplications than it need.
-Cause:    Zamba2AttentionDecoderLayer multiplies by all of its 16-bit weights every time, also by the half of q, k and v
-          that meets the embedding, which is the same at every depth. PyTorch's attention for a CPU is made for many
-          queries. Every cache of transformers (Zamba2HybridDynamicCache.update, DynamicLayer.update) joins what it
-          holds with the new token's by torch.cat.
+Symptom:  on a CPU a token takes longer the longer the text is: of 1.2B after 4,096 tokens two fifths of its time go to
+          attention, and a quarter to copying keys and values.
+Cause:    PyTorch's attention for a CPU is made for many queries. Every cache of transformers
+          (Zamba2HybridDynamicCache.update, DynamicLayer.update) joins what it holds with the new token's by torch.cat.
 Upstream: none known; StaticCache has its room from the start, but no linear attention layers take it.
 Goes:     never by itself; it only saves time. `zamba_compat.shared_token` says how.
 """
@@ -24,10 +21,9 @@ def forward(original: Any) -> Any:
     def forward(
         self: Any, hidden_states: Any, original_hidden_states: Any, layer_idx: Any, *args: Any, **kwargs: Any
     ) -> Any:
-        given = hidden_states, original_hidden_states
         cache = next((kwargs[name] for name in CACHE.names if name in kwargs), None)
-        with within(self, *given, cache):
-            return original(self, *given, layer_idx, *args, **kwargs)
+        with within(hidden_states, cache):
+            return original(self, hidden_states, original_hidden_states, layer_idx, *args, **kwargs)
 
     return forward
 

@@ -1,9 +1,9 @@
 """Decode at the speed of the memory.
 
 Symptom:  a bfloat16 model on a CPU takes twice as long per token as reading its weights does.
-Cause:    PyTorch takes a product of matrices by oneDNN for a single row, which is not the fastest that it has.
+Cause:    PyTorch takes oneDNN's product of matrices for a single row.
 Upstream: none known.
-Goes:     when PyTorch takes its own kernel for such products; `zamba_compat.one_row` says where it does not.
+Goes:     when PyTorch's product of one row reads weights at the memory's speed; see `zamba_compat.one_row`.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from zamba_compat.adapters import CACHE, Adapter
 
 def forward(original: Any) -> Any:
     from zamba_compat.linears import forward_within
-    from zamba_compat.one_row import faster, gains
+    from zamba_compat.one_row import gains, is_bfloat16, within
 
     def context(model: Any, shape: Any) -> Any:
-        return faster(model) if gains(model.model.embed_tokens.weight, shape.numel()) else None
+        return within() if gains(model.model.embed_tokens.weight, shape.numel()) and is_bfloat16(model) else None
 
     return forward_within(original, context)
 

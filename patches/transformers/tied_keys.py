@@ -1,7 +1,8 @@
 """Save each shared block once, at its canonical layer.
 
 Symptom:  Zamba2: save_pretrained raises RuntimeError "The weights trying to be saved contained shared tensors ...".
-          Zamba (v1): the block is written under the alphabetically last of its names.
+          Zamba (v1): the block is written under the alphabetically last of its names. A PreTrainedModel that holds a
+          backbone of either: the same error.
 Cause:    the patterns that Zamba2Model.get_layers puts in `_tied_weights_keys` start at "layers.", the names of a
           Zamba2ForCausalLM at "model.layers."; ZambaModel lists the canonical layer among the duplicates.
 Upstream: none known; 5.0.0 replaced the mechanism.
@@ -16,11 +17,14 @@ from zamba_compat.adapters import Adapter
 
 
 def duplicates(config: Any, block: str) -> list[str]:
-    """Patterns for every name of a shared tensor but the canonical one."""
+    """Patterns for every name of a shared tensor but the canonical one.
+
+    A model that holds this one puts its name and a dot in front of each pattern: they begin where a name begins.
+    """
     from zamba_compat.sharing import SharingMap
 
     return [
-        rf"^(?:model\.)?layers\.{p.layer}\.{block}\."
+        rf"(?<![^.])layers\.{p.layer}\.{block}\."
         for p in SharingMap.from_config(config).positions
         if p.layer != p.canonical_layer
     ]

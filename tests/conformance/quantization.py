@@ -73,40 +73,16 @@ def has_kernel() -> bool:
     return bool(getattr(F, "has_avx512bf16", bool)())
 
 
-def has_loops() -> bool:
-    """Whether zamba_compat multiplies in bfloat16 by weights as they are, faster than the kernel."""
-    if "zamba_compat" not in sys.modules:
-        return False
-    from zamba_compat.native.quantized import is_wide
-
-    return is_wide()
-
-
 def is_packed(module: Any) -> bool:
     """Whether a forward has brought the weight into the kernel's layout: a plain one has a single column."""
     return type(module).__name__ == "Linear4bit" and module.weight.shape[-1] > 1
 
 
-def kernel_bytes(model: nn.Module) -> int:
-    """What packed weights take beside what quantization made: blocks of 32 rows, and absmaxes in bfloat16 for 64."""
-    packed = {module.weight.data_ptr(): module for module in model.modules() if is_packed(module)}
-    total = 0
-    for module in packed.values():
-        added = module.weight.shape[0] - module.out_features
-        total += added * module.in_features // 2 + 2 * module.weight.shape[0] * module.in_features // 64
-    return total
-
-
 def assert_computes(model: nn.Module, ids: Tensor, wanted: Tensor) -> None:
-    """The logits are the wanted ones on bitsandbytes' plain path, and on the kernel's where there is one."""
-    kernel = has_kernel() and any(type(module).__name__ == "Linear4bit" for module in model.modules())
-    if kernel:
-        model.train()  # takes the plain path; there is no dropout
-        assert_close(logits(model, ids), wanted, PLAIN)
-        assert not any(is_packed(module) for module in model.modules())
-        model.eval()
-    assert_close(logits(model, ids), wanted, KERNEL if kernel else PLAIN)
-    assert any(is_packed(module) for module in model.modules()) == kernel
+    """The logits are the wanted ones: METHODS compute in float32. Stock rounds that where it has its kernel."""
+    rounded = has_kernel() and "zamba_compat" not in sys.modules
+    assert_close(logits(model, ids), wanted, KERNEL if rounded else PLAIN)
+    assert rounded or not any(is_packed(module) for module in model.modules())
 
 
 def effective_state(model: nn.Module, state: State) -> State:

@@ -178,6 +178,14 @@ def test_config_dialects(words: str, tmp_path: Path) -> None:
     assert_close(cached_logits(model, case.ids), case.logits)  # the cache is made by the same words
 
 
+@pytest.mark.mended_by("zamba2-config-refused")
+def test_a_config_without_shared_blocks(tmp_path: Path) -> None:
+    case = make_case("7B")
+    directory = synthetic.write_checkpoint(tmp_path / "model", case.state, {**case.config, "num_mem_blocks": 0})
+    with pytest.raises(ValueError, match="num_mem_blocks"):
+        load(directory)
+
+
 @pytest.mark.ours
 def test_divergent_copies_load_exactly(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     case = make_case("7B")

@@ -199,8 +199,8 @@ CASES: tuple[Case, ...] = (
     *(
         broken(33, f"num_mem_blocks {value!r}", models.config(num_mem_blocks=value), "num_mem_blocks", load)
         for value, load in (
-            (0, library("")),
-            (-1, library("")),
+            (0, refused("num_mem_blocks is 0")),
+            (-1, refused("num_mem_blocks is -1")),
             (1.5, library("")),
             ("2", library("")),
             (6, refused("num_mem_blocks")),

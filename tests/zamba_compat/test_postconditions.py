@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
 from collections.abc import Iterator
@@ -193,11 +194,37 @@ def test_a_mixer_that_is_wrong_is_noticed(monkeypatch: pytest.MonkeyPatch) -> No
     assert "padding between tokens" in fault.what
 
 
+def test_a_model_that_does_not_tell_its_layers_of_padding(monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers.models.zamba2 import modeling_zamba2
+
+    forward = modeling_zamba2.Zamba2MambaDecoderLayer.forward
+
+    def deaf(self: Any, *args: Any, **kwargs: Any) -> Any:
+        call = inspect.signature(forward).bind(self, *args, **kwargs)
+        call.arguments["attention_mask"] = None
+        return forward(*call.args, **call.kwargs)
+
+    monkeypatch.setattr(modeling_zamba2.Zamba2MambaDecoderLayer, "forward", deaf)
+    [fault] = computed.faults()
+    assert fault.group == "numbers" and "padding" in fault.what
+
+
 def test_another_signature_is_a_fault_not_a_crash(monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers.models.zamba2 import modeling_zamba2
 
     monkeypatch.setattr(modeling_zamba2.Zamba2MambaMixer, "forward", lambda self, *, tokens: tokens)
     assert "a small model fails: TypeError" in computed.faults()[0].what
+
+
+def test_offloaded_weights_that_cannot_be_found(tmp_path: Path) -> None:
+    pytest.importorskip("accelerate")
+    directory = checkpoint(tmp_path)
+    model = load(directory, device_map={"": "disk"}, offload_folder=str(tmp_path / "offloaded"))
+    assert held.placed(model) == []
+    loader = model.model.layers[5].shared_transformer.input_layernorm._hf_hook.weights_map.dataset
+    loader.all_keys.remove("model.layers.5.shared_transformer.input_layernorm.weight")
+    [fault] = held.placed(model)
+    assert fault.group == "placement" and "model.layers.5.shared_transformer.input_layernorm.weight" in fault.what
 
 
 @pytest.mark.parametrize("how", ["copy", "orphan", "lost", "changed"])

@@ -24,7 +24,7 @@ def _status(field: str) -> int:
 
 @contextmanager
 def measured(interval: float = 0.005) -> Iterator[dict[str, float]]:
-    """Seconds, and the peaks of anonymous and of all resident memory above what was there before, in bytes.
+    """Seconds, those of processors, and the peaks of anonymous and of all resident memory above that before, in bytes.
 
     Anonymous memory is what the process cannot give back; pages mapped from files are the kernel's to drop.
     """
@@ -43,11 +43,12 @@ def measured(interval: float = 0.005) -> Iterator[dict[str, float]]:
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
-    start = time.perf_counter()
+    start, spent = time.perf_counter(), time.process_time()
     try:
         yield result
     finally:
         result["seconds"] = time.perf_counter() - start
+        result["cpu_seconds"] = time.process_time() - spent
         done.set()
         thread.join()
         look()

@@ -5,7 +5,10 @@ from __future__ import annotations
 import platform
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Figures = Mapping[str, Mapping[str, Any]]
 
@@ -92,11 +95,11 @@ def processor() -> str:
     return f"{name}, {torch.get_num_threads()} threads, {' and '.join(found) or 'no 16-bit instructions'}"
 
 
-def draw(figures: Figures, file: Path) -> None:
+def picture(figures: Figures) -> Figure:
     """Three curves over the prompt's length: time to the first token, tokens per second, cache."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(12, 4), layout="constrained")
+    figure = Figure(figsize=(12, 4.4), layout="constrained")
     panels = figure.subplots(1, 3)
     for name, one in figures.items():
         lengths = sorted(one["lengths"])
@@ -107,10 +110,18 @@ def draw(figures: Figures, file: Path) -> None:
             strict=True,
         ):
             axes.plot(lengths, values, marker="o", label=title(name))
-    for axes, label in zip(panels, ("seconds to the first token", "tokens per second", "cache, MB"), strict=True):
-        axes.set(xlabel="tokens of the prompt", ylabel=label, xscale="log")
-        axes.set_ylim(bottom=0)
-    panels[0].set_yscale("log")
-    panels[2].set_yscale("log")
-    panels[0].legend(fontsize="small")
-    figure.savefig(file, metadata={"Date": None} if file.suffix == ".svg" else None)
+    labels = ("seconds to the first token", "tokens per second", "cache, MB")
+    for axes, label, scale in zip(panels, labels, ("log", "linear", "log"), strict=True):
+        axes.set(xlabel="tokens of the prompt", ylabel=label, xscale="log", yscale=scale)
+    panels[1].set_ylim(bottom=0)  # where 0 has a place: a logarithmic panel would be all but empty
+    handles, names = panels[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=len(names), fontsize="small")
+    return figure
+
+
+def draw(figures: Figures, file: Path) -> None:
+    """Write `picture` to a file, whose ending says of which kind."""
+    import matplotlib
+
+    with matplotlib.rc_context({"svg.hashsalt": "speed"}):
+        picture(figures).savefig(file, metadata={"Date": None} if file.suffix == ".svg" else None)

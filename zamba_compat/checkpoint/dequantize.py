@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from zamba_compat.errors import CheckpointError
+from zamba_compat.quant_states import format_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,6 +39,12 @@ def dequantize(weight: Tensor, parts: Mapping[str, Tensor], *, where: str) -> Te
     Raises:
         CheckpointError: parts that are missing or do not fit each other.
     """
+    if method_of(parts) == "unknown":
+        raise CheckpointError(
+            f"It is stored in the format of {format_of(parts)}, whose values are not read here.",
+            where=where,
+            remedy="Compare unquantized checkpoints, or leave the components out that are quantized.",
+        )
     try:
         return _int8(weight, parts) if method_of(parts) == "int8" else _4bit(weight, parts)
     except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:

@@ -17,6 +17,7 @@ from typing import Any
 from zamba_compat.errors import CheckpointError
 
 from .dtypes import SIZES
+from .file_kinds import LENGTH, refuse_other_kinds
 from .files import read_at
 from .strict_json import LIMIT, listed, parse_object
 
@@ -70,13 +71,14 @@ def read_header(fd: int, *, shard: str, where: str) -> Header:
         where: what to call the file in errors.
 
     Raises:
-        CheckpointError: a file that cannot be read, is empty or truncated, trailing bytes, a header that is too long
-            or no JSON object or names a tensor twice, an unknown dtype, a size that does not follow from dtype and
-            shape, tensors that overlap or leave a hole.
+        CheckpointError: a file that cannot be read, is of another kind, empty or truncated, trailing bytes, a header
+            that is too long or no JSON object or names a tensor twice, an unknown dtype, a size that does not follow
+            from dtype and shape, tensors that overlap or leave a hole.
     """
     size = os.fstat(fd).st_size
     if size == 0:
         raise CheckpointError("The file is empty.", where=where, remedy=_INCOMPLETE)
+    refuse_other_kinds(read_at(fd, LENGTH, 0, where=where), where=where)
     data = read_at(fd, 8, 0, where=where)
     length = struct.unpack("<Q", data)[0] if len(data) == 8 else 0
     if 8 + length > size or length < 2:

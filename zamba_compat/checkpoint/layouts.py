@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING, Any
 from zamba_compat.checkpoint.dtypes import SIZES
 from zamba_compat.checkpoint.recipe import Recipe
 from zamba_compat.checkpoint.shapes import expected_shapes, fill_in
-from zamba_compat.checkpoint.validate import check_names, check_tensors, quantized_names
+from zamba_compat.checkpoint.validate import check_names, check_tensors, quantized_names, refuse_other_formats
 from zamba_compat.dialects import normalise_config, to_release_config
 from zamba_compat.errors import CheckpointError
+from zamba_compat.foreign_names import own_names
 from zamba_compat.quant_states import base_of
 from zamba_compat.rehydrate import Plan, plan
 from zamba_compat.sharing import SharingMap
@@ -103,10 +104,11 @@ def read_contents(checkpoint: Checkpoint, *, allow_unknown: bool = False, keep_u
     else:
         file = checkpoint.path / "config.json"
         config = normalise_config(file if file.is_file() else checkpoint.config)
-        tensors, recipes = checkpoint.tensors, {name: Recipe((name,)) for name in checkpoint.tensors}
+        tensors, recipes = under_own_names(checkpoint, SharingMap.from_config(config), where)
     config.pop("auto_map", None)  # names of code that is not copied
 
     sharing = SharingMap.from_config(config)
+    refuse_other_formats(tensors, where)
     config, assumed = fill_in(config, where)
     prefix = _prefix(tensors, where)
     expected = expected_shapes(config, sharing, prefix=prefix)
@@ -132,6 +134,23 @@ def read_contents(checkpoint: Checkpoint, *, allow_unknown: bool = False, keep_u
         unused_adapters=tuple(name for name in layout.unused if keep_unused and sharing.is_misplaced(name)),
         notes=tuple(notes),
     )
+
+
+def under_own_names(
+    checkpoint: Checkpoint, sharing: SharingMap, where: str
+) -> tuple[Mapping[str, TensorInfo], dict[str, Recipe]]:
+    """What is stored, without the names of wrappers that it was saved from within; and how each tensor is read.
+
+    Raises:
+        MissingTensorError, CheckpointError: see `foreign_names.own_names`.
+    """
+    stored = checkpoint.tensors
+    heads = ("lm_head.weight", "score.weight")
+    names = own_names(stored, {*sharing.expanded_keys(), *heads}, sharing, "model.", read=checkpoint.read, where=where)
+    if all(own == name for own, name in names.items()):
+        return stored, {name: Recipe((name,)) for name in stored}
+    recipes = {own: Recipe((name,)) for own, name in names.items()}
+    return outcomes(recipes, stored), recipes
 
 
 def arrange(

@@ -16,7 +16,7 @@ from .dtypes import SIZES
 from .files import open_regular, read_at, read_small, resolve_inside
 from .headers import TensorInfo, read_header
 from .index import open_checkpoint
-from .location import SUFFIXES, Location, locate
+from .location import SUFFIXES, Location, entries, locate
 from .stored import Checkpoint, Shard
 from .strict_json import LIMIT, parse_object
 from .weight_map import compare, read_index, refuse_missing_shards
@@ -51,11 +51,13 @@ class Opened:
         checkpoint: of a broken one, config is {} where config.json cannot be read, and no file is hashed.
         faults: why `open_checkpoint` refuses it, and what else is wrong with its files.
         unreadable: tensors that a header names and that are not read, because their file is damaged.
+        names_lost: whether there are files whose tensors' names are unknown: it follows that tensors are missing.
     """
 
     checkpoint: Checkpoint
     faults: Faults
     unreadable: frozenset[str] = frozenset()
+    names_lost: bool = False
 
 
 def open_as_far(source: str | os.PathLike[str], *, allow_pickle: bool = False) -> Opened:
@@ -72,9 +74,9 @@ def open_as_far(source: str | os.PathLike[str], *, allow_pickle: bool = False) -
     directory = Path(os.path.realpath(source)) if location is None else location.directory
     if location is None and not any(_weights(directory)):
         locate(source)  # raises again: there is nothing to inspect
-    names = _shards(directory, location, faults)
+    names, lost = _shards(directory, location, faults)
     if location is not None and location.format == "torch":
-        names = []  # either not allowed, or refused as a whole
+        names, lost = [], True  # either not allowed, or refused as a whole
     config = faults.attempt(_config, directory) or {}
     infos: list[TensorInfo] = []
     shards: list[Shard] = []
@@ -83,12 +85,14 @@ def open_as_far(source: str | os.PathLike[str], *, allow_pickle: bool = False) -
         path = faults.attempt(resolve_inside, directory, name, where=str(directory / name))
         fd = None if path is None else faults.attempt(open_regular, path, where=str(directory / name))
         if path is None or fd is None:
+            lost = True
             continue
         try:
             header = faults.attempt(read_header, fd, shard=name, where=str(directory / name))
             found = _as_far(fd, name) if header is None else header.tensors
             if header is None:
                 unreadable |= {info.name for info in found}
+                lost = lost or not found
             state = os.fstat(fd)
         finally:
             os.close(fd)
@@ -113,27 +117,30 @@ def open_as_far(source: str | os.PathLike[str], *, allow_pickle: bool = False) -
         ),
         faults,
         frozenset(unreadable),
+        lost or not infos,
     )
 
 
 def _weights(directory: Path) -> Iterable[str]:
     if directory.is_dir():
-        yield from sorted(path.name for path in directory.iterdir() if path.name.endswith(SUFFIXES["safetensors"]))
+        yield from (path.name for path in entries(directory) if path.name.endswith(SUFFIXES["safetensors"]))
 
 
-def _shards(directory: Path, location: Location | None, faults: Faults) -> list[str]:
-    """The shards to look into: those of the index where it can be read, else every one in the directory."""
+def _shards(directory: Path, location: Location | None, faults: Faults) -> tuple[list[str], bool]:
+    """The shards to look into: those of the index where it can be read, else every one in the directory; and whether
+    there should be more of them."""
     if location is None:
-        return list(_weights(directory))
+        return list(_weights(directory)), False
     if not location.is_index:
-        return [location.file.name]
+        return [location.file.name], False
     where = str(location.file)
     file = faults.attempt(resolve_inside, directory, location.file.name, where=where)
     index = None if file is None else faults.attempt(read_index, file, SUFFIXES[location.format], where=where)
     if index is None:
-        return list(_weights(directory))
+        return list(_weights(directory)), False
     faults.attempt(refuse_missing_shards, directory, index.shards, where=where)
-    return [name for name in index.shards if (directory / name).exists()]
+    found = [name for name in index.shards if (directory / name).exists()]
+    return found, len(found) < len(index.shards)
 
 
 def _compare(location: Location, infos: list[TensorInfo]) -> None:

@@ -10,6 +10,7 @@ from typing import Literal, NoReturn
 
 from zamba_compat.errors import CheckpointError
 
+from .file_kinds import LENGTH, refuse_adapter_alone, refuse_other_kinds
 from .files import stays_inside
 
 Format = Literal["safetensors", "torch"]
@@ -62,7 +63,7 @@ def locate(source: str | os.PathLike[str]) -> Location:
     name = None
     if not os.path.lexists(path) and is_hub_id(str(source)):
         name = str(source)
-        path = _cached(name)
+        path = cached(name)
     if path.is_dir():
         return _in_directory(Path(os.path.realpath(path)), name)
     if not path.is_file():
@@ -72,6 +73,8 @@ def locate(source: str | os.PathLike[str]) -> Location:
     for format, suffixes in SUFFIXES.items():
         if bare.endswith(suffixes):
             return _location(directory, directory / path.name, format, None, None)
+    with path.open("rb") as file:
+        refuse_other_kinds(file.read(LENGTH), where=str(path), pickle=True)
     _refuse("This is no file of weights and no index.", str(path), "Give a .safetensors file or its index.json.")
 
 
@@ -87,11 +90,13 @@ def companions(directory: Path, shards: frozenset[str]) -> tuple[tuple[Path, ...
         the files a conversion copies (tokenizer, generation config, chat templates, README); weights that belong to
         nothing; other names that are not copied, because they are code, directories, or no files of this directory.
     """
-    copied, stray, left = [], [], []
+    copied: list[Path] = []
+    stray: list[str] = []
+    left: list[str] = []
     weights = tuple(suffix for suffixes in SUFFIXES.values() for suffix in suffixes) + _OTHER_WEIGHTS
     templates = directory / _TEMPLATES
-    inner = sorted(templates.iterdir()) if templates.is_dir() and stays_inside(templates, directory) else []
-    for path in [*sorted(directory.iterdir()), *inner]:
+    inner = entries(templates) if templates.is_dir() and stays_inside(templates, directory) else []
+    for path in [*entries(directory), *inner]:
         name = path.name
         if name in ("config.json", MANIFEST) or name in shards or path == templates:
             continue
@@ -105,19 +110,44 @@ def companions(directory: Path, shards: frozenset[str]) -> tuple[tuple[Path, ...
     return tuple(copied), tuple(stray), tuple(left)
 
 
+def entries(directory: Path) -> list[Path]:
+    """What lies in a directory, sorted. Raises CheckpointError where it cannot be listed."""
+    try:
+        return sorted(directory.iterdir())
+    except OSError as error:
+        raise _unlisted(directory, error) from error
+
+
+def enter(directory: Path) -> None:
+    """Raises CheckpointError where the files of a directory cannot be looked at: to Python they are not there then."""
+    try:
+        os.lstat(directory / "config.json")
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise _unlisted(directory, error) from error
+
+
+def _unlisted(directory: Path, error: OSError) -> CheckpointError:
+    what = f"The directory cannot be read: {error.strerror or error}."
+    return CheckpointError(what, where=str(directory), remedy="Change its permissions, or the user's.")
+
+
 def _may_be_copied(name: str) -> bool:
     """No code, and a name that JSON and terminals can hold (bytes that are no text are not printable)."""
     return not name.endswith(".py") and name.isprintable()
 
 
 def _in_directory(directory: Path, name: str | None) -> Location:
+    enter(directory)
     for format, stem in _NAMES.items():
         index, single = directory / (stem + INDEX_SUFFIX), directory / stem
         if os.path.lexists(index):
             return _location(directory, index, format, single if os.path.lexists(single) else None, name)
         if os.path.lexists(single):
             return _location(directory, single, format, None, name)
-    found = sorted(path.name for path in directory.iterdir() if path.name.endswith(SUFFIXES["safetensors"]))
+    refuse_adapter_alone(directory, where=str(directory))
+    found = [path.name for path in entries(directory) if path.name.endswith(SUFFIXES["safetensors"])]
     remedy = "Is this the directory of a checkpoint?"
     if len(found) == 1:
         remedy = f"To read {found[0]}, give that file."
@@ -137,7 +167,12 @@ def _location(directory: Path, file: Path, format: Format, rival: Path | None, n
     return Location(directory, file, format, rival, name or own, revision)
 
 
-def _cached(hub_id: str) -> Path:
+def cached(hub_id: str) -> Path:
+    """The directory of a model in the local hub cache; the hub itself is never asked.
+
+    Raises:
+        CheckpointError: it is not there.
+    """
     from huggingface_hub import snapshot_download
 
     try:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from zamba_compat.errors import DestinationError
 
+from .swap import sync_directory
+
 _LOCK = "lock"
 _TAKEN = (errno.EACCES, errno.EAGAIN)
 ANOTHER_RUN = "Another run is writing it."
@@ -28,6 +30,7 @@ class WorkingDirectory:
     def __init__(self, destination: Path) -> None:
         self.path = destination.parent / f".{destination.name}.zamba-compat"
         self._destination = destination
+        self._made: list[Path] = []  # directories above it, the deepest last
         self._fd = -1
 
     @property
@@ -36,15 +39,17 @@ class WorkingDirectory:
         return self._fd >= 0
 
     def acquire(self) -> None:
-        """Make the directory or take over an abandoned one.
+        """Make the directory, and those above it that are missing, or take over an abandoned one.
 
         Raises:
             DestinationError: another process owns it, or the place is not writable.
         """
         try:
+            self._make_parents()
             while self._fd < 0:
                 self._try()
         except OSError as error:
+            self._remove_parents()
             raise self._failure(error) from error
 
     def check(self) -> None:
@@ -55,10 +60,13 @@ class WorkingDirectory:
         """
         parent = self.path.parent
         try:
+            while not os.path.lexists(parent) and parent != parent.parent:
+                parent = parent.parent
             if not parent.is_dir():
                 code = errno.ENOTDIR if os.path.lexists(parent) else errno.ENOENT
                 raise OSError(code, os.strerror(code))
-            if not os.access(parent, os.W_OK | os.X_OK):
+            effective = os.access in os.supports_effective_ids
+            if not os.access(parent, os.W_OK | os.X_OK, effective_ids=effective):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         except OSError as error:
             raise self._failure(error) from error
@@ -70,6 +78,20 @@ class WorkingDirectory:
             remedy="Choose another destination, or make its parent directory writable.",
         )
 
+    def _make_parents(self) -> None:
+        missing = [parent for parent in self.path.parents if not os.path.lexists(parent)]
+        for parent in reversed(missing):
+            with contextlib.suppress(FileExistsError):  # another run makes it too
+                parent.mkdir()
+                self._made.append(parent)
+                sync_directory(parent.parent)
+
+    def _remove_parents(self) -> None:
+        """Those that were made here and hold nothing."""
+        with contextlib.suppress(OSError):
+            while self._made:
+                self._made.pop().rmdir()
+
     def release(self, *, keep: bool = False) -> None:
         """Let go of the directory and remove it, or `keep` it for the next run where it could not be emptied."""
         if not keep:
@@ -79,6 +101,7 @@ class WorkingDirectory:
         self._fd = -1
         with contextlib.suppress(OSError):  # another process may be about to lock it
             self.path.rmdir()
+        self._remove_parents()
 
     def _try(self) -> None:
         with contextlib.suppress(FileExistsError):

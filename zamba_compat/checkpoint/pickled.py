@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from zamba_compat.errors import CheckpointError
 
 from .dtypes import from_torch
+from .file_kinds import LENGTH, refuse_other_kinds
 from .headers import TensorInfo
 from .strict_json import listed
 
@@ -44,6 +45,8 @@ def unpickle(path: Path, *, where: str) -> Any:
             where=where,
             remedy="Install torch 2.6 or newer, or convert the file to safetensors.",
         )
+    with path.open("rb") as file:
+        refuse_other_kinds(file.read(LENGTH), where=where, pickle=True)
     try:
         return _unpickle(path)
     except Exception as error:  # a damaged or hostile pickle raises nearly anything

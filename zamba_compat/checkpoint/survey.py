@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 from zamba_compat.copies import same_bits
 from zamba_compat.dialects import normalise_config
 from zamba_compat.errors import CheckpointError
-from zamba_compat.quant_states import base_of, part_of
+from zamba_compat.quant_states import base_of, holds_values, is_weight, part_of
 from zamba_compat.rehydrate import Plan, plan
 from zamba_compat.sharing import SharingMap
 
 from .components import OTHER, component_of
 from .dequantize import dequantize
-from .layouts import outcomes, read_contents, without_tied_head, zyphra_layout
+from .layouts import outcomes, read_contents, under_own_names, without_tied_head, zyphra_layout
 from .lenient import Faults, Opened
 from .recipe import Recipe
 from .shapes import Shape, expected_shapes, fill_in, is_head
@@ -76,9 +76,10 @@ class Survey:
     def parts(self) -> dict[str, dict[str, str]]:
         """Quantized weight -> what a part is to it (`quant_states.part_of`) -> the part's name."""
         found: dict[str, dict[str, str]] = {}
-        for name in self.tensors:
+        held = {base_of(name) for name in self.tensors if is_weight(name)}
+        for name in filter(lambda name: base_of(name) in held, self.tensors):
             part = part_of(name)
-            if part is not None and base_of(name) in self.tensors:
+            if part is not None:
                 found.setdefault(base_of(name), {})[part] = name
         return found
 
@@ -92,6 +93,8 @@ class Survey:
     def shape(self, name: str) -> Shape:
         """Of a weight before it was quantized."""
         info = self.tensors[name]
+        if holds_values(name):
+            return self.expected.get(self.canonical(base_of(name))) or info.shape
         if name in self.parts and info.dtype != "I8":
             expected = self.expected.get(self.canonical(name))
             return expected or (2 * info.nbytes,)
@@ -133,7 +136,8 @@ class Survey:
 def survey(opened: Opened) -> Survey:
     """What an open checkpoint holds; whatever `layouts.read_contents` refuses is added to its faults."""
     checkpoint, faults = opened.checkpoint, opened.faults
-    contents = faults.attempt(read_contents, checkpoint) if checkpoint.config or not faults.found else None
+    known = not opened.names_lost and (checkpoint.config or not faults.found)
+    contents = faults.attempt(read_contents, checkpoint) if known else None
     if contents is None:
         return _as_far(opened)
     shapes = expected_shapes(contents.config, contents.sharing, prefix=contents.prefix)
@@ -172,8 +176,13 @@ def _as_far(opened: Opened) -> Survey:
         if converted is not None:
             raw, recipes = converted
             tensors = outcomes(recipes, tensors)
-    config = faults.attempt(normalise_config, raw) if raw else None
+    file = checkpoint.path / "config.json"
+    source = raw if converted is not None or not file.is_file() else file  # the latter is named in messages
+    config = faults.attempt(normalise_config, source) if raw else None
     sharing = None if config is None else faults.attempt(SharingMap.from_config, config)
+    if zyphra is None and sharing is not None:
+        named = faults.attempt(under_own_names, checkpoint, sharing, where)
+        tensors, recipes = (tensors, recipes) if named is None else named
     if module is not None and converted is None and config is not None and sharing is not None:
         recipes = _renamed(module, tensors, sharing, config.get("num_attention_heads"))
         tensors = outcomes(recipes, tensors)
@@ -194,7 +203,10 @@ def _as_far(opened: Opened) -> Survey:
             missing=(),
             unknown=(),
         )
-    prefix = next((p for p in ("model.", "") if any(name.startswith(f"{p}layers.") for name in tensors)), "model.")
+    prefixes = [p for p in ("model.", "") if any(name.startswith(f"{p}layers.") for name in tensors)]
+    prefix = prefixes[0] if prefixes else "model."
+    # Where files are lost or the names are another model's, that tensors are missing follows.
+    follows = opened.names_lost or not prefixes
     expected: dict[str, Shape | None] = dict.fromkeys(sharing.hub_keys(prefix=prefix))
     if zyphra is not None:
         config = {**config, "use_mem_rope": bool(config.get("use_mem_rope"))}  # as Zyphra's config classes assume
@@ -205,12 +217,13 @@ def _as_far(opened: Opened) -> Survey:
         shapes = expected_shapes(filled[0], sharing, prefix=prefix)
         expected = dict(shapes)
         if zyphra is None:  # Zyphra's have been checked under their own names
-            faults.attempt(check_names, tensors, sharing, shapes, where=where, allow_unknown=False)
-            faults.attempt(check_names, tensors, sharing, shapes, where=where, allow_unknown=True)
+            if not follows:
+                faults.attempt(check_names, tensors, sharing, shapes, where=where, allow_unknown=False)
+                faults.attempt(check_names, tensors, sharing, shapes, where=where, allow_unknown=True)
             faults.attempt(check_tensors, tensors, sharing, shapes, filled[0], unknown, where=where, assumed=filled[1])
     stored = set(homes.values())
     tied_head, known = without_tied_head(tensors, sharing, prefix, unknown)
-    if zyphra is None:
+    if zyphra is None and not follows:
         faults.attempt(plan, known, sharing, where=where)
     found = plan(known, sharing, where=where, complete=False)
     return Survey(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import unicodedata
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from zamba_compat.checkpoint.shapes import Shape, head_shape, is_head
 from zamba_compat.errors import CheckpointError, MissingTensorError
-from zamba_compat.quant_states import base_of
+from zamba_compat.quant_states import BITSANDBYTES, base_of, format_of, is_weight, part_of
 from zamba_compat.sharing import SharingMap
 
 if TYPE_CHECKING:
@@ -21,6 +22,26 @@ _MOST_NAMED = 12
 def quantized_names(names: Iterable[str]) -> list[str]:
     """The names of parts that only a bitsandbytes checkpoint has."""
     return [name for name in names if base_of(name) != name]
+
+
+def refuse_other_formats(names: Iterable[str], where: str) -> None:
+    """Refuse weights that another quantizer than bitsandbytes has stored: they are carried over by loading and saving.
+
+    Raises:
+        CheckpointError: there are such weights; the format is named.
+    """
+    parts: dict[str, list[str]] = {}
+    for name in quantized_names(names):
+        parts.setdefault(base_of(name), []).append(part_of(name) or "")
+    formats = Counter(format_of(found) for found in parts.values())
+    others = {name: count for name, count in formats.items() if name not in BITSANDBYTES}
+    if others:
+        found = ", ".join(f"{count} in the format of {name}" for name, count in others.items())
+        raise CheckpointError(
+            f"Quantized weights are stored: {found}. Of those, bitsandbytes' formats alone are converted.",
+            where=where,
+            remedy="Load it with from_pretrained and call save_pretrained, or convert the unquantized checkpoint.",
+        )
 
 
 def check_names(
@@ -53,7 +74,8 @@ def check_names(
             where=where,
             remedy="Correct the names or the config, or copy them unchanged with --allow-unknown.",
         )
-    own = [key for key in expected if sharing.parse(key) is None and key not in names]
+    held = {base_of(name) for name in names if is_weight(name)}
+    own = [key for key in expected if sharing.parse(key) is None and key not in held]
     if own:
         raise MissingTensorError(
             f"{len(own)} tensors are not stored: {_listed(own)}.",

@@ -1,5 +1,7 @@
 """Answer a JSONL file of prompts into a JSONL file, in order; an interrupted run goes on where it stopped.
 
+IN and OUT may be -, the standard streams; then, and where OUT is a pipe, nothing is gone on with.
+
 Each line of IN is {"prompt": "..."} or {"messages": [{"role": "user", "content": "..."}]}, with an "id" if wanted.
 """
 
@@ -9,15 +11,32 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from zamba_compat.cli import inference
+from zamba_compat.cli.usage import WrongUsage
 from zamba_compat.errors import ZambaCompatError
+
+if TYPE_CHECKING:
+    from zamba_compat.inference.batching import BatchReport
+    from zamba_compat.inference.generation import Sampling
+    from zamba_compat.inference.loading import Loading
+
+EXAMPLES = """
+  zamba-compat batch CHECKPOINT prompts.jsonl answers.jsonl --batch-size 8
+  zamba-compat batch CHECKPOINT - - --stop "Question:" < prompts.jsonl > answers.jsonl
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="a checkpoint's directory, or a hub id in the local cache")
-    parser.add_argument("source", type=Path, metavar="IN", help="a JSONL file of prompts")
-    parser.add_argument("output", type=Path, metavar="OUT", help="the JSONL file of answers; OUT.state.json beside it")
+    parser.add_argument("source", type=Path, metavar="IN", help="a JSONL file of prompts; -: standard input")
+    parser.add_argument(
+        "output",
+        type=Path,
+        metavar="OUT",
+        help="the JSONL file of answers, OUT.state.json beside it; -: standard output",
+    )
     parser.add_argument("--batch-size", type=int, default=1, metavar="N", help="prompts at once (default: %(default)s)")
     parser.add_argument("--overwrite", action="store_true", help="begin anew instead of going on")
     inference.add_sampling(parser)
@@ -25,9 +44,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    from zamba_compat.inference.streams import is_stdout, is_stream
+
+    options.report = sys.stderr if is_stdout(options.output) else sys.stdout
     how, sampling = inference.loading(options), inference.sampling(options)
     if options.batch_size < 1:
-        raise ZambaCompatError(f"The batch size is {options.batch_size}.", remedy="Take 1 or more.")
+        raise WrongUsage(f"--batch-size is {options.batch_size}, not 1 or more.", remedy="Give another value.")
+    try:
+        report = _run(options, how, sampling)
+    except KeyboardInterrupt as stopped:
+        if is_stream(options.output):
+            raise
+        raise KeyboardInterrupt(_kept(options.output)) from stopped
+    if options.json:
+        print(json.dumps(report.as_dict(), indent=2), file=options.report)
+    elif not options.quiet:
+        print(
+            f"{report.output}: {report.answered} answers written, {report.found} were there; "
+            f"{report.new_tokens} tokens in {report.seconds:.1f} s; peak memory {report.peak_memory / 1e9:.2f} GB",
+            file=options.report,
+        )
+    return 0
+
+
+def _run(options: argparse.Namespace, how: Loading, sampling: Sampling) -> BatchReport:
     from tqdm import tqdm  # type: ignore[import-untyped]
 
     from zamba_compat.inference.batching import run_batch
@@ -41,7 +81,7 @@ def run(options: argparse.Namespace) -> int:
             bar.total = total
             bar.update(done - bar.n)
 
-        report = run_batch(
+        return run_batch(
             options.source,
             options.output,
             lambda: load(options.model, how),
@@ -56,11 +96,14 @@ def run(options: argparse.Namespace) -> int:
             overwrite=options.overwrite,
             progress=show,
         )
-    if options.json:
-        print(json.dumps(report.as_dict(), indent=2))
-    elif not options.quiet:
-        print(
-            f"{report.output}: {report.answered} answers written, {report.found} were there; "
-            f"{report.new_tokens} tokens in {report.seconds:.1f} s; peak memory {report.peak_memory / 1e9:.2f} GB"
-        )
-    return 0
+
+
+def _kept(output: Path) -> ZambaCompatError:
+    """What an interrupted run leaves; a line that is not whole is removed by the next one."""
+    try:
+        with open(output, "rb") as file:
+            count = sum(line.endswith(b"\n") for line in file)
+    except OSError:  # there is no output yet
+        count = 0
+    what = f"Stopped by SIGINT; {count} answers are kept."
+    return ZambaCompatError(what, where=str(output), remedy="The same command again goes on from there.")

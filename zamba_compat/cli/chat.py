@@ -14,6 +14,12 @@ from typing import TYPE_CHECKING
 
 from zamba_compat.cli import inference
 
+EXAMPLES = """
+  zamba-compat chat INSTRUCT
+  zamba-compat chat INSTRUCT --load 4bit --system "Answer briefly." --temperature 0.7 --min-p 0.05
+  printf 'first turn\\nsecond turn\\n' | zamba-compat chat INSTRUCT --json
+"""
+
 if TYPE_CHECKING:
     from zamba_compat.inference.generation import Generation
 

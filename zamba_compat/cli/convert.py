@@ -11,14 +11,21 @@ import json
 import sys
 from typing import TYPE_CHECKING
 
+from zamba_compat.cli.usage import DTYPES, dtype, usage
+
 if TYPE_CHECKING:
     from zamba_compat.checkpoint.progress import Bar
     from zamba_compat.checkpoint.report import Report
 
+EXAMPLES = """
+  zamba-compat convert-checkpoint SRC DST
+  zamba-compat convert-checkpoint MERGED DST --resolve absorb --dry-run
+  zamba-compat convert-checkpoint SRC DST --layout expanded --dtype bfloat16 --max-shard-size 2GB
+  zamba-compat convert-checkpoint pytorch_model.bin DST --allow-pickle
+"""
 # As in checkpoint/layouts.py, resolve.py, report.py and quantization.py, which take longer to import than --help may.
 LAYOUTS = ("hub", "expanded", "untied", "zyphra-fork", "zyphra-native")
 CHOICES = ("error", "first", "mean", "karcher", "untie", "absorb")
-DTYPES = ("float32", "bfloat16", "float16")
 FORMATS = ("safetensors", "torch")
 METHODS = ("nf4", "fp4", "int8")
 
@@ -43,7 +50,10 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     add("destination", metavar="DST", help="the directory to make")
     add("--double-quant", action="store_true", help="quantize the absmaxes of 4-bit blocks too")
     add(
-        "--compute-dtype", choices=DTYPES, help="of products with 4-bit weights, for config.json (default: the model's)"
+        "--compute-dtype",
+        choices=DTYPES,
+        type=dtype,
+        help="of products with 4-bit weights, for config.json (default: the model's)",
     )
     add("--keep-shared-16bit", action="store_true", help="leave the shared blocks unquantized")
     add(
@@ -55,7 +65,12 @@ def add_common(parser: argparse.ArgumentParser) -> None:
         "and put the difference into each position's adapters (absorb)",
     )
     add("--adapter-rank", type=int, metavar="N", help="raise the adapters' rank with --resolve absorb")
-    add("--dtype", choices=DTYPES, help="of every floating-point tensor (default: as stored)")
+    add(
+        "--dtype",
+        choices=DTYPES,
+        type=dtype,
+        help="of every floating-point tensor; fp32, bf16 and fp16 for short (default: as stored)",
+    )
     add("--max-shard-size", default="5GB", metavar="SIZE", help="bytes of tensors per file (default: %(default)s)")
     add("--calibrate", metavar="TEXT", help="a text file: measure the KL divergence from the untied model on it")
     add("--dry-run", action="store_true", help="check and compare, print the plan, write nothing")
@@ -72,8 +87,11 @@ def add_common(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    from zamba_compat.checkpoint.writer import parse_size
     from zamba_compat.convert import Options, convert
 
+    with usage():
+        parse_size(options.max_shard_size)
     report = convert(
         options.source,
         options.destination,

@@ -7,6 +7,12 @@ import json
 
 from zamba_compat.diagnostics import Report, report
 
+EXAMPLES = """
+  zamba-compat doctor
+  zamba-compat doctor --all
+  zamba-compat doctor --json
+"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="the whole report as JSON")

@@ -12,6 +12,13 @@ import sys
 from pathlib import Path
 
 from zamba_compat.cli import inference
+from zamba_compat.cli.usage import WrongUsage, usage
+
+EXAMPLES = """
+  zamba-compat evaluate BASE TUNED --text held_out.txt
+  zamba-compat evaluate CHECKPOINT --questions --show-answers
+  zamba-compat evaluate CHECKPOINT --text held_out.txt --ablate no-rope --ablate rank-16 --json
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,11 +43,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     how = inference.loading(options)
+    if not (options.text or options.questions or options.questions_file):
+        raise WrongUsage("There is nothing to judge by.", remedy="Give a --text, or ask the --questions.")
     from zamba_compat.calibrate import read_text
+    from zamba_compat.inference.ablations import check
     from zamba_compat.inference.evaluation import evaluate
+    from zamba_compat.inference.generation import Sampling
     from zamba_compat.inference.processes import rank
     from zamba_compat.inference.questions import SET, read_questions
+    from zamba_compat.inference.scoring import check_windows
 
+    with usage():
+        check_windows(options.window, options.stride)
+        Sampling(max_new_tokens=options.max_new_tokens)
+        for part in options.ablate:
+            check(part)
     asked = read_questions(SET) if options.questions else []
     asked += [] if options.questions_file is None else read_questions(options.questions_file)
 
@@ -69,7 +86,8 @@ def run(options: argparse.Namespace) -> int:
         for one in found.models:
             for answer in one.answers:
                 mark = "right" if answer.correct else "wrong"
-                print(f"{one.model}: {mark}, got {answer.got}, wanted {answer.wanted}: {answer.question}")
+                told = f"{one.model}: {mark}, got {answer.got}, wanted {answer.wanted}: {answer.question}"
+                print(inference.shown(told))
     if not options.quiet:
         for one in found.models:
             print(

@@ -1,7 +1,7 @@
 """Generate text from a prompt, as it comes.
 
-The prompt is an argument, a file, or standard input. At the end, on standard error: tokens per second, the time to the
-first token, memory.
+The prompt is an argument, a file, or standard input (-). At the end, on standard error: tokens per second, the time to
+the first token, memory.
 """
 
 from __future__ import annotations
@@ -12,12 +12,19 @@ import sys
 from pathlib import Path
 
 from zamba_compat.cli import inference
+from zamba_compat.cli.usage import WrongUsage
 from zamba_compat.errors import ZambaCompatError
+
+EXAMPLES = """
+  zamba-compat generate CHECKPOINT "import os"
+  zamba-compat generate CHECKPOINT --load 4bit --max-new-tokens 64 --temperature 0.7 --top-p 0.9 < prompt.txt
+  zamba-compat generate CHECKPOINT --prompt-file prompt.txt --stop "Question:" --json
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="a checkpoint's directory, or a hub id in the local cache")
-    parser.add_argument("prompt", nargs="?", metavar="PROMPT", help="(default: standard input)")
+    parser.add_argument("prompt", nargs="?", metavar="PROMPT", help="(default, and -: standard input)")
     parser.add_argument("--prompt-file", type=Path, metavar="FILE", help="a UTF-8 text file that holds the prompt")
     inference.add_sampling(parser)
     inference.add_loading(parser)
@@ -42,10 +49,10 @@ def run(options: argparse.Namespace) -> int:
 
 def _prompt(options: argparse.Namespace) -> str:
     if options.prompt is not None and options.prompt_file is not None:
-        raise ZambaCompatError("There are two prompts.", remedy="Give PROMPT or --prompt-file.")
-    if options.prompt is not None:
+        raise WrongUsage("There are two prompts.", remedy="Give PROMPT or --prompt-file.")
+    if options.prompt not in (None, "-"):
         return inference.text(options.prompt, "PROMPT")
-    if options.prompt_file is None:
+    if options.prompt_file in (None, Path("-")):
         return inference.text(inference.read(lambda stream: stream.read()), inference.STDIN)
     try:
         return str(options.prompt_file.read_text(encoding="utf-8-sig"))

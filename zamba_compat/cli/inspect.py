@@ -16,6 +16,11 @@ if TYPE_CHECKING:
     from zamba_compat.heatmap import Grid
     from zamba_compat.inspection import Comparison, Inspected, Inspection
 
+EXAMPLES = """
+  zamba-compat inspect CHECKPOINT
+  zamba-compat inspect CHECKPOINT --values --json
+  zamba-compat inspect BASE TUNED --component attention feed_forward --plot map.png
+"""
 # As in checkpoint/components.py, which takes longer to import than --help may.
 COMPONENTS = ("embedding", "mamba", "attention", "feed_forward", "adapters", "linear", "norms")
 _NAMED = 12

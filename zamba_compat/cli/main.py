@@ -1,20 +1,23 @@
 """zamba-compat COMMAND ...: finds the command's file and runs it; nothing else is imported.
 
 Every failure ends as one line on standard error that says what, where and the remedy (a table of copies that differ
-may follow it), and in an exit status of its own kind. --debug shows the traceback instead.
+may follow it), and in an exit status of its own kind; with --json the same is printed as JSON too. --debug shows the
+traceback instead.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import importlib
+import json
 import os
 import re
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
+from zamba_compat.cli.usage import Help, Parser, WrongUsage
 from zamba_compat.errors import ZambaCompatError
 
 # Command -> its module and what it does.
@@ -34,6 +37,7 @@ COMMANDS = {
 
 EXIT_OK, EXIT_FAULT, EXIT_USAGE, EXIT_ERROR, EXIT_BUG = 0, 1, 2, 3, 4
 EXIT_INTERRUPTED, EXIT_PIPE = 130, 141  # 128 + SIGINT, 128 + SIGPIPE, as a shell has them
+_SIGNALS = {143: "SIGTERM", 129: "SIGHUP"}
 EPILOG = (
     "exit status: 0 done; 1 a fault was found; 2 wrong usage; 3 an error: the message says what, where and the remedy; "
     "4 a fault in this package; 130, 143 and 129 stopped by SIGINT, SIGTERM and SIGHUP, with nothing left half done; "
@@ -41,24 +45,11 @@ EPILOG = (
 )
 
 
-class Parser(argparse.ArgumentParser):
-    """Suggests the commands that are spelled nearly like an unknown one."""
-
-    def error(self, message: str) -> NoReturn:
-        import difflib
-
-        unknown = re.match(r"argument COMMAND: invalid choice: '([^']*)'", message)
-        if unknown:
-            near = [name for name in COMMANDS if unknown[1] and name.startswith(unknown[1])]
-            near = near or difflib.get_close_matches(unknown[1], COMMANDS, n=2, cutoff=0.5)
-            hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(COMMANDS)}"
-            message = f"{unknown[1]!r} is no command; {hint}"
-        super().error(message)
-
-
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
+    """The parser of all commands. Its errors are `WrongUsage`, raised."""
     from zamba_compat import __version__
 
+    Parser.commands = tuple(COMMANDS)
     top = Parser(
         prog="zamba-compat",
         description="Zamba2 checkpoints that load, compute and save right in every transformers release.",
@@ -68,7 +59,8 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, (file, summary) in COMMANDS.items():
         module = importlib.import_module(f"zamba_compat.cli.{file}")
-        sub = commands.add_parser(name, help=summary, description=module.__doc__, epilog=EPILOG)
+        epilog = f"examples:\n{module.EXAMPLES.rstrip()}\n\n{EPILOG}"
+        sub = commands.add_parser(name, help=summary, description=module.__doc__, epilog=epilog, formatter_class=Help)
         sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
         module.add_arguments(sub)
         sub.set_defaults(run=module.run)
@@ -83,28 +75,83 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a name that the terminal's encoding lacks is shown, not a reason to fail
             stream.reconfigure(errors="backslashreplace")
-    options = argparse.Namespace(command="", debug=False)
+    words = sys.argv[1:] if argv is None else list(argv)
+    options = argparse.Namespace(command="", debug=False, json=_asks_for_json(words))
     _signal()  # forget those of an earlier command in this process
     try:
-        parser().parse_args(argv, options)
+        commands = parser()
+        _complete(commands)
+        commands.parse_args(words, options)
+        if options.command != "run":
+            _keep_quiet()
         status = int(options.run(options))
         sys.stdout.flush()  # while a reader that has gone can still be noticed
         return status
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
+    except KeyboardInterrupt as stopped:
+        kept = stopped.args[0] if stopped.args and isinstance(stopped.args[0], ZambaCompatError) else None
+        return _ended(EXIT_INTERRUPTED, kept or _stopped("SIGINT"), options, kept)
+    except SystemExit as ended:
+        if ended.code not in _SIGNALS or options.command == "run":
+            raise  # --help, and what a program says
+        return _ended(int(ended.code), _stopped(_SIGNALS[int(ended.code)]), options, None)
     except BrokenPipeError:
         return _nobody_reads()
     except Exception as error:
         if number := _signal():
-            return 128 + number
-        if options.debug:
+            return _ended(128 + number, _stopped(_SIGNALS.get(128 + number, f"signal {number}")), options, None)
+        if options.debug and not isinstance(error, WrongUsage):
             raise
-        status, message = _explained(error, options)
-        try:
-            print(f"zamba-compat {options.command}: {message}", file=sys.stderr)
-        except BrokenPipeError:
-            return _nobody_reads()
-        return status
+        status, found = _explained(error, options)
+        return _ended(status, found, options, found)
+
+
+def _stopped(signal: str) -> ZambaCompatError:
+    return ZambaCompatError(f"Stopped by {signal}.", remedy="Nothing is left half done: run it again.")
+
+
+def _ended(status: int, error: ZambaCompatError, options: argparse.Namespace, told: object) -> int:
+    """Say why a command ended, and return the status: as JSON where that was asked for, to a person if `told`."""
+    try:
+        name = f"zamba-compat {options.command}".rstrip()
+        if options.json:
+            words = {"what": error.what, "where": error.where, "remedy": error.remedy or f"See {name} --help."}
+            print(
+                json.dumps({"error": words, "status": status}), file=getattr(options, "report", sys.stdout), flush=True
+            )
+        if told:
+            print(f"{name}: {_line(error, name)}", file=sys.stderr)
+    except BrokenPipeError:
+        return _nobody_reads()
+    return status
+
+
+def _line(error: ZambaCompatError, name: str) -> str:
+    if not isinstance(error, WrongUsage):
+        return str(error)
+    said = str(error)
+    return f"{said} See {name} --help" if said.endswith("?") else f"{said.rstrip('.')}; see {name} --help"
+
+
+def _asks_for_json(words: Sequence[str]) -> bool:
+    """Also where the words are wrong; those behind -- and of `run` are another program's."""
+    own = words[: words.index("--")] if "--" in words else words
+    return "--json" in own and own[0] != "run"
+
+
+def _complete(commands: argparse.ArgumentParser) -> None:
+    """Answer a shell that asks what could be typed next, and end; where argcomplete is not installed, nothing."""
+    if "_ARGCOMPLETE" in os.environ:
+        with contextlib.suppress(ImportError):
+            import argcomplete
+
+            argcomplete.autocomplete(commands)
+
+
+def _keep_quiet() -> None:
+    """Of other packages' messages, those that tell who runs a command nothing to act on."""
+    from zamba_compat.inference.messages import leave_out
+
+    leave_out()
 
 
 def _signal() -> int | None:
@@ -113,23 +160,30 @@ def _signal() -> int | None:
     return None if signals is None else signals.received()
 
 
-def _explained(error: Exception, options: argparse.Namespace) -> tuple[int, str]:
-    """The exit status for an error, and the line that says what, where and the remedy."""
+def _explained(error: Exception, options: argparse.Namespace) -> tuple[int, ZambaCompatError]:
+    """The exit status for an error, and what, where and the remedy."""
+    if isinstance(error, WrongUsage):
+        return EXIT_USAGE, error
     if isinstance(error, ZambaCompatError):
-        return EXIT_ERROR, str(error)
+        return EXIT_ERROR, error
     if _is_out_of_memory(error):
         hints = ["Close other programs, or use a machine with more"]
         if getattr(options, "load", "4bit") != "4bit":
             hints.append("--load 4bit needs the least")
         if hasattr(options, "dry_run"):
             hints.append("--dry-run says about how much is needed")
-        return EXIT_ERROR, f"Out of memory; what was there before is unchanged. {'; '.join(hints)}."
+        what = "Out of memory; what was there before is unchanged."
+        return EXIT_ERROR, ZambaCompatError(what, remedy=f"{'; '.join(hints)}.")
+    if isinstance(error, PermissionError):
+        where = None if error.filename is None else os.fsdecode(error.filename)
+        what = f"It cannot be used: {error.strerror or 'Permission denied'}."
+        return EXIT_ERROR, ZambaCompatError(what, where=where, remedy="Change its permissions, or the user's.")
     detail = " ".join(f"{type(error).__name__}: {error}".split())
     if len(detail) > 300:
         detail = detail[:300] + "..."
-    return EXIT_BUG, (
-        f"This is a fault in zamba_compat, not in what it was given ({detail}). "
-        "Run it again with --debug to see the traceback, and report it with that."
+    return EXIT_BUG, ZambaCompatError(
+        f"This is a fault in zamba_compat, not in what it was given ({detail}).",
+        remedy="Run it again with --debug to see the traceback, and report it with that.",
     )
 
 

@@ -9,21 +9,51 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .convert import CHOICES, DTYPES, METHODS, bar
+from .convert import CHOICES, METHODS, bar
+from .usage import DTYPES, dtype, usage
 
 if TYPE_CHECKING:
-    from zamba_compat.merging.report import Group, MergeReport
+    from zamba_compat.merging.judged import Judgement
+    from zamba_compat.merging.report import MergeReport
+
+
+EXAMPLES = """
+  zamba-compat merge merge_config.yaml DST --dry-run --explain
+  zamba-compat merge merge_config.yaml DST
+  zamba-compat merge merge_config.yaml DST --dtype bfloat16 --quantize nf4 --double-quant
+"""
+# What `MergeReport.fallbacks` names, said of vectors that have it.
+_FALLBACKS = {
+    "near-parallel": "nearly the same direction in both models, or opposite ones: combined linearly, not on the sphere",
+    "zero": "no length in one of the models, and so no direction: taken as at a right angle to the other's",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("config", metavar="CONFIG", help="a YAML file as mergekit reads it")
     add("destination", metavar="DST", help="the directory to make")
-    add("--explain", action="store_true", help="print what every kind of tensor gets, layer by layer")
+    add("--explain", action="store_true", help="print what every part of the model gets, layer by layer")
+    add("--plot", metavar="FILE", help="draw the same as a picture (needs matplotlib)")
+    add(
+        "--evaluate",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="TEXT",
+        help="a UTF-8 text: its perplexity by the parents and the result, and how far this lies from each of them; "
+        "may be given again",
+    )
     add("--dry-run", action="store_true", help="check and decide, print the plan, write nothing")
-    add("--dtype", choices=DTYPES, help="of every floating-point tensor (default: the configuration's, or the base's)")
+    add(
+        "--dtype",
+        choices=DTYPES,
+        type=dtype,
+        help="of every floating-point tensor (default: the configuration's, or the base's)",
+    )
     add("--max-shard-size", default="5GB", metavar="SIZE", help="bytes of tensors per file (default: %(default)s)")
     add(
         "--resolve",
@@ -31,10 +61,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a parent's copies of a shared tensor that differ, as in convert-checkpoint (default: the configuration's "
         "resolve, or they are refused)",
     )
+    add("--random-seed", type=int, default=0, metavar="N", help="of methods that draw at random (default: %(default)s)")
     add("--quantize", choices=METHODS, help="the linear weights of the layers, with bitsandbytes")
     add("--double-quant", action="store_true", help="quantize the absmaxes of 4-bit blocks too")
     add(
-        "--compute-dtype", choices=DTYPES, help="of products with 4-bit weights, for config.json (default: the model's)"
+        "--compute-dtype",
+        choices=DTYPES,
+        type=dtype,
+        help="of products with 4-bit weights, for config.json (default: the model's)",
     )
     add("--keep-shared-16bit", action="store_true", help="leave the shared blocks unquantized")
     add("--overwrite", action="store_true", help="replace a destination that is not empty, at the very end")
@@ -45,8 +79,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    from zamba_compat.checkpoint.writer import parse_size
     from zamba_compat.merge import MergeOptions, merge
 
+    with usage():
+        parse_size(options.max_shard_size)
+    texts = _texts(options)
+    if options.plot:
+        from zamba_compat.heatmap import require_matplotlib
+
+        require_matplotlib()  # before anything is merged
     report = merge(
         options.config,
         options.destination,
@@ -62,14 +104,49 @@ def run(options: argparse.Namespace) -> int:
             double_quant=options.double_quant,
             compute_dtype=options.compute_dtype,
             keep_shared_16bit=options.keep_shared_16bit,
+            random_seed=options.random_seed,
         ),
         progress=None if options.quiet or not sys.stderr.isatty() else bar,
     )
+    if not options.json and not options.quiet:
+        print(text(report, explain=options.explain), flush=True)
+    if options.plot:
+        from zamba_compat.merging.chart import draw
+
+        draw(report, options.plot)
+    found = _judge(report, texts, options) if texts else None
     if options.json:
-        print(json.dumps(report.as_dict(), indent=2))
-    elif not options.quiet:
-        print(text(report, explain=options.explain))
+        print(json.dumps({**report.as_dict(), "evaluation": None if found is None else found.as_dict()}, indent=2))
+    elif found is not None:
+        print("\n".join(judged(found)))
     return 0
+
+
+def _texts(options: argparse.Namespace) -> dict[str, str]:
+    """What --evaluate names, read before anything is merged."""
+    if not options.evaluate:
+        return {}
+    from zamba_compat.calibrate import read_text
+    from zamba_compat.errors import ConfigError
+
+    if options.dry_run:
+        raise ConfigError(
+            "A dry run writes nothing that could be judged.", where="--evaluate", remedy="Leave out --dry-run."
+        )
+    names = [path.name for path in options.evaluate]
+    return {path.name if names.count(path.name) == 1 else str(path): read_text(path) for path in options.evaluate}
+
+
+def _judge(report: MergeReport, texts: dict[str, str], options: argparse.Namespace) -> Judgement:
+    from zamba_compat.merging.judged import judge
+
+    shown = not options.quiet and sys.stderr.isatty()
+
+    def tell(model: str, what: str) -> None:
+        if shown:
+            print(f"{model}: {what} ...", file=sys.stderr)
+
+    return judge(report, texts, tuple(map(str, options.evaluate)), progress=bar if shown else None, tell=tell)
 
 
 def text(report: MergeReport, *, explain: bool = False) -> str:
@@ -87,33 +164,39 @@ def text(report: MergeReport, *, explain: bool = False) -> str:
     if report.kept:
         lines.append(f"  the base's   {len(report.kept)} tensors that no setting applies to, {report.kept[0]} first")
     for what, found in report.fallbacks.items():
-        lines.append(f"  {what:<12} {sum(found.values())} vectors in {len(found)} tensors, {next(iter(found))} first")
+        count, first = sum(found.values()), next(iter(found))
+        lines.append(f"  note         {_vectors(count, len(found), first)} {_FALLBACKS.get(what, what)}")
     if explain:
-        lines += table(report.groups)
+        lines += explained(report)
     lines += [f"  warning: {warning}" for warning in report.warnings]
     return "\n".join(lines)
 
 
-def table(groups: tuple[Group, ...]) -> list[str]:
-    """One line per kind of tensor and value."""
-    width = max(len(group.kind) for group in groups)
-    lines = []
-    for group in groups:
-        if group.values is None:
-            said = "the base's, nothing is said"
-        else:
-            said = ", ".join(f"{model} {value:.6g}" for model, value in group.values.items()) or "the base's"
-        where = f"layers {spans(group.layers)}" if group.layers else "outside of the layers"
-        lines.append(f"  {group.kind:<{width}}  {where}{', shared' if group.shared else ''}: {said}")
-    return lines
+def _vectors(vectors: int, tensors: int, first: str) -> str:
+    if vectors == 1:
+        return f"1 vector, {first}, has"
+    return f"{vectors} vectors, in {tensors} {'tensor' if tensors == 1 else 'tensors'} ({first} first), have"
 
 
-def spans(layers: tuple[int, ...]) -> str:
-    """Layers as ranges: "0-4 6 8-9"."""
-    found: list[list[int]] = []
-    for layer in layers:
-        if found and found[-1][1] == layer - 1:
-            found[-1][1] = layer
-        else:
-            found.append([layer, layer])
-    return " ".join(f"{a}" if a == b else f"{a}-{b}" for a, b in found)
+def explained(report: MergeReport) -> list[str]:
+    """The table of layers, and what its numbers are."""
+    from zamba_compat.merging.chart import layer_table
+    from zamba_compat.merging.methods import METHODS
+
+    ordered = dict.fromkeys(model for group in report.groups for model in group.values or ())
+    what = METHODS[report.method].main or "the parameters"
+    of = f" of {' / '.join(ordered)}" if ordered else ""
+    legend = f"  Cells: {what}{of}; base: nothing is said, the base's; *: one tensor of several layers"
+    return ["", *layer_table(report.groups), f"{legend} (shared: {report.shared}).", ""]
+
+
+def judged(found: Judgement) -> list[str]:
+    """Perplexities, distances and commands, for a person."""
+    from .evaluate import table
+
+    parents = list(found.distances["all"])
+    rows: list[tuple[str, ...]] = [("distance of the result from", *parents)]
+    for name, one in found.distances.items():
+        rows.append((name, *("-" if (far := one[parent]) is None else f"{far:.4g}" for parent in parents)))
+    lines = [*table(found.perplexities.scores()), "", *table(rows), "", "look closer:"]
+    return ["", *(f"  {line}" if line else "" for line in lines), *(f"    {command}" for command in found.commands)]

@@ -11,6 +11,12 @@ import argparse
 
 from zamba_compat.cli import convert
 
+EXAMPLES = """
+  zamba-compat quantize SRC DST
+  zamba-compat quantize SRC DST --double-quant --compute-dtype bfloat16
+  zamba-compat quantize SRC DST --method int8 --keep-shared-16bit
+"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     help = "4-bit normal float (nf4, the default), 4-bit float, 8-bit integers"

@@ -1,11 +1,7 @@
 """Run a program with the adapters armed, here and in every Python that it starts.
 
 PROGRAM is a console script (lm_eval, mergekit-yaml, accelerate, transformers), a .py file, any other program, or
-`-m MODULE`. Arguments, input and output are the program's own, and so is the exit status:
-
-    zamba-compat run -- lm_eval --model hf --model_args pretrained=CHECKPOINT --tasks TASK
-    zamba-compat run -- mergekit-yaml merge_config.yaml OUT
-    zamba-compat run -- accelerate launch --num_processes 2 train.py
+`-m MODULE`. Arguments, input and output are the program's own, and so is the exit status.
 """
 
 from __future__ import annotations
@@ -19,21 +15,26 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+from zamba_compat.cli.usage import WrongUsage
 from zamba_compat.errors import ZambaCompatError
 
+EXAMPLES = """
+  zamba-compat run -- lm_eval --model hf --model_args pretrained=CHECKPOINT --tasks TASK
+  zamba-compat run -- mergekit-yaml merge_config.yaml OUT
+  zamba-compat run -- accelerate launch --num_processes 2 train.py
+"""
 ARMED = Path(__file__).parents[1] / "armed"
 _SHEBANG = 128  # bytes of a script's first line that tell its interpreter
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("program", nargs=argparse.REMAINDER, metavar="-- PROGRAM ARGS", help="what to run")
 
 
 def run(options: argparse.Namespace) -> int:
     words = options.program[1:] if options.program[:1] == ["--"] else options.program
     if not words:
-        raise ZambaCompatError("No program is named.", remedy="Write: zamba-compat run -- PROGRAM ARGS")
+        raise WrongUsage("No program is named.", remedy="Write: zamba-compat run -- PROGRAM ARGS")
     arm_children()
     try:
         start(words)
@@ -62,7 +63,7 @@ def start(words: list[str]) -> None:
     program, *arguments = words
     if program == "-m":
         if not arguments:
-            raise ZambaCompatError("No module is named after -m.", remedy="Write: zamba-compat run -- -m MODULE ARGS")
+            raise WrongUsage("No module is named after -m.", remedy="Write: zamba-compat run -- -m MODULE ARGS")
         module, *rest = arguments
         sys.argv = [module, *rest]
         sys.path.insert(0, os.getcwd())  # as python -m does

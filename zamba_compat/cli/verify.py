@@ -11,6 +11,11 @@ import json
 import sys
 from typing import TYPE_CHECKING
 
+EXAMPLES = """
+  zamba-compat verify CHECKPOINT
+  zamba-compat verify CHECKPOINT --json
+"""
+
 if TYPE_CHECKING:
     from zamba_compat.verify import Verification
 

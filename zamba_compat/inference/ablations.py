@@ -98,7 +98,7 @@ def _adapters(model: nn.Module, where: str) -> Iterator[tuple[Tensor, Tensor]]:
             raise ZambaCompatError(
                 f"Its adapters are quantized: {name} holds a {type(first).__name__}.",
                 where=where,
-                remedy="Use --load bf16, or fp32, to cut their rank.",
+                remedy="Use --load bfloat16, or float32, to cut their rank.",
             )
         if first.weight.data_ptr() not in seen:
             seen.add(first.weight.data_ptr())

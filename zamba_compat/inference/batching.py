@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from zamba_compat.errors import CheckpointError, DestinationError
 
+from . import stopping
 from .chatting import require_template, template_ids
 from .generation import Sampling, decode, encode, end_tokens
 from .journal import Journal, digest
 from .loading import Loaded, peak_memory
+from .streams import Stream, is_stream, read_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,17 +52,12 @@ class BatchReport:
 
 
 def read_requests(path: Path) -> tuple[list[Request], str]:
-    """The requests of a JSONL file, and the hash of its bytes.
+    """The requests of a JSONL file, "-" for standard input, and the hash of its bytes.
 
     Raises:
         CheckpointError: naming the line that is none.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(
-            f"It cannot be read: {error.strerror}.", where=str(path), remedy="Give a file."
-        ) from error
+    data, where = read_bytes(path)
     requests: list[Request] = []
     for number, line in enumerate(data.splitlines(), 1):
         if not line.strip():
@@ -68,16 +65,20 @@ def read_requests(path: Path) -> tuple[list[Request], str]:
         try:
             found = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise _refused(path, number, f"is no JSON: {error}") from error
+            raise _refused(where, number, f"is no JSON: {error}") from error
         if "\\ud" in line.decode("utf-8", "replace").lower() and not _is_text(found):
-            raise _refused(path, number, "holds half of a surrogate pair, which is no text")
-        if not isinstance(found, dict) or (PROMPT in found) == (MESSAGES in found):
-            raise _refused(path, number, f'has neither "{PROMPT}" nor "{MESSAGES}", or both')
+            raise _refused(where, number, "holds half of a surrogate pair, which is no text")
+        if not isinstance(found, dict) or not {PROMPT, MESSAGES} & found.keys():
+            raise _refused(where, number, f'has neither "{PROMPT}" nor "{MESSAGES}"')
+        if found.keys() >= {PROMPT, MESSAGES}:
+            raise _refused(where, number, f'has both "{PROMPT}" and "{MESSAGES}"')
         prompt, messages = found.get(PROMPT), found.get(MESSAGES)
-        if prompt is not None and (not isinstance(prompt, str) or not prompt):
-            raise _refused(path, number, f'has a "{PROMPT}" that is no text')
-        if messages is not None and not _are_messages(messages):
-            raise _refused(path, number, f'has "{MESSAGES}" that are no list of {{"role": ..., "content": ...}}')
+        if prompt == "":
+            raise _refused(where, number, f'has an empty "{PROMPT}"')
+        if PROMPT in found and not isinstance(prompt, str):
+            raise _refused(where, number, f'has a "{PROMPT}" that is no text')
+        if MESSAGES in found and not _are_messages(messages):
+            raise _refused(where, number, f'has "{MESSAGES}" that are no list of {{"role": ..., "content": ...}}')
         requests.append(Request(len(requests), found.get("id"), prompt, messages))
     return requests, digest(data)
 
@@ -96,8 +97,10 @@ def run_batch(
     """Answer every request that the output does not hold yet.
 
     Args:
-        source: a JSONL file of {"prompt": text} or {"messages": [...]}, each with an "id" if wanted.
-        output: gets {"index", "id", "text", "prompt_tokens", "new_tokens", "finish_reason"} for each, in order.
+        source: a JSONL file of {"prompt": text} or {"messages": [...]}, each with an "id" if wanted; "-" is standard
+            input.
+        output: gets {"index", "id", "text", "prompt_tokens", "new_tokens", "finish_reason"} for each, in order. "-" is
+            standard output: to it, as to pipes and devices, all answers are written, whatever went there before.
         load: gives the model; not called where nothing is left to do.
         sampling: how. Sampled answers depend on where a run was interrupted; greedy ones do not.
         identity: what the answers depend on besides the requests: the model, how it is loaded, the seed.
@@ -109,17 +112,18 @@ def run_batch(
         CheckpointError: a line that is no request; messages for a model without chat template.
         DestinationError: see `Journal`.
     """
-    if output.exists() and source.exists() and output.samefile(source):
+    streamed = is_stream(output)
+    if not streamed and output.exists() and source.exists() and output.samefile(source):
         raise DestinationError("It is the input itself.", where=str(output), remedy="Choose another output.")
-    if output.is_dir() or not output.absolute().parent.is_dir():
+    if not streamed and (output.is_dir() or not output.absolute().parent.is_dir()):
         what = "It is a directory." if output.is_dir() else "Its directory does not exist."
         raise DestinationError(what, where=str(output), remedy="Give a file in a directory that exists.")
     requests, sha256 = read_requests(source)
-    words = {**identity, "requests_sha256": sha256, "sampling": dataclasses.asdict(sampling)}
+    words = {**identity, "requests_sha256": sha256, "sampling": sampling.identity()}
     start, tokens, device = time.perf_counter(), 0, "cpu"
     # What is there goes, and what is not there comes, only when there is a model to answer with.
-    early = _load(load, requests) if overwrite or not output.exists() else None
-    with Journal(output, words, overwrite=overwrite) as journal:
+    early = _load(load, requests) if streamed or overwrite or not output.exists() else None
+    with Stream(output) if streamed else Journal(output, words, overwrite=overwrite) as journal:
         found = journal.done
         if found > len(requests):
             raise CheckpointError(
@@ -158,21 +162,24 @@ def answer(loaded: Loaded, requests: Sequence[Request], sampling: Sampling) -> l
         batch[row, width - ids.shape[1] :] = ids[0]
         mask[row, width - ids.shape[1] :] = 1
     with torch.inference_mode():
-        out = loaded.model.generate(batch, attention_mask=mask, pad_token_id=pad, **sampling.words())
+        words = {**sampling.words(), **stopping.words(loaded, sampling.stop, width)}
+        out = loaded.model.generate(batch, attention_mask=mask, pad_token_id=pad, **words)
     ends = end_tokens(loaded)
     answers = []
     for row, request in enumerate(requests):
         new = out[row, width:].tolist()
         stop = next((i for i, token in enumerate(new) if token in ends), None)
-        new = new if stop is None else new[: stop + 1]
+        count = len(new) if stop is None else stop + 1
+        until = stopping.tokens_until(loaded.tokenizer, new[:count], sampling.stop)
+        new = new[: until or count]
         answers.append(
             {
                 "index": request.index,
                 **({} if request.id is None else {"id": request.id}),
-                "text": decode(loaded, new),
+                "text": stopping.cut(decode(loaded, new), sampling.stop),
                 "prompt_tokens": prompts[row].shape[1],
                 "new_tokens": len(new),
-                "finish_reason": "length" if stop is None else "stop",
+                "finish_reason": "length" if stop is None and until is None else "stop",
             }
         )
     return answers
@@ -208,5 +215,5 @@ def _is_text(value: object) -> bool:
     return True
 
 
-def _refused(path: Path, line: int, what: str) -> CheckpointError:
-    return CheckpointError(f"Line {line} {what}.", where=str(path), remedy='Write one {"prompt": "..."} per line.')
+def _refused(where: str, line: int, what: str) -> CheckpointError:
+    return CheckpointError(f"Line {line} {what}.", where=where, remedy='Write one {"prompt": "..."} per line.')

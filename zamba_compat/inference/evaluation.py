@@ -131,7 +131,8 @@ def _one(
     for name, text in texts.items():
         tell(model, f"perplexity of {name}")
         perplexities[name] = perplexity(loaded, text, window=window, stride=stride)
-    tell(model, f"{len(questions)} questions")
+    if questions:
+        tell(model, f"{len(questions)} questions")
     answers = ask(loaded, questions, max_new_tokens=max_new_tokens) if questions else []
     result = Evaluated(
         model=model,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from zamba_compat.errors import ZambaCompatError
 
+from . import stopping
 from .loading import Loaded, peak_memory
 
 if TYPE_CHECKING:
@@ -25,6 +26,9 @@ class Sampling:
         temperature: 0 takes the likeliest token each time (greedy).
         top_p, top_k: sample from the likeliest tokens only; 1.0 and 0 switch each off. Both want a temperature.
         repetition_penalty: above 1 makes tokens that have been used less likely.
+        min_p: sample from tokens that are at least this likely, relative to the likeliest; 0 switches it off. It wants
+            a temperature too.
+        stop: texts before which an answer ends.
     """
 
     max_new_tokens: int = 256
@@ -32,6 +36,8 @@ class Sampling:
     top_p: float = 1.0
     top_k: int = 0
     repetition_penalty: float = 1.0
+    min_p: float = 0.0
+    stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for wrong, what in (
@@ -39,24 +45,35 @@ class Sampling:
             (not self.temperature >= 0, f"temperature is {self.temperature}, not 0 or more"),
             (not 0 < self.top_p <= 1, f"top_p is {self.top_p}, not above 0 and at most 1"),
             (self.top_k < 0, f"top_k is {self.top_k}, not 0 or more"),
+            (not 0 <= self.min_p <= 1, f"min_p is {self.min_p}, not from 0 to 1"),
+            ("" in self.stop, "stop is an empty text, which is everywhere"),
             (not self.repetition_penalty > 0, f"repetition_penalty is {self.repetition_penalty}, not above 0"),
         ):
             if wrong:
                 raise ZambaCompatError(f"{what}.", remedy="Give another value.")
-        if self.temperature == 0 and (self.top_p < 1 or self.top_k > 0):
+        given = {"top_p": self.top_p < 1, "top_k": self.top_k > 0, "min_p": self.min_p > 0}
+        if self.temperature == 0 and any(given.values()):
+            name = next(name for name, is_given in given.items() if is_given)
             raise ZambaCompatError(
-                "top_p and top_k say what to sample from, and at temperature 0 nothing is sampled.",
+                f"{name} says what to sample from, and at temperature 0 nothing is sampled.",
                 remedy="Give a temperature, such as 1, or leave them out.",
             )
 
     def words(self) -> dict[str, Any]:
-        """The arguments of `generate`; a value that greedy search does not know is left out."""
+        """The arguments of `generate` that choose tokens; a value that greedy search does not know is left out."""
         words: dict[str, Any] = {"max_new_tokens": self.max_new_tokens, "do_sample": self.temperature > 0}
         if self.temperature > 0:
             words |= {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
-        else:
-            words |= {"temperature": None, "top_p": None, "top_k": None}  # what generation_config.json may set
+            words["min_p"] = self.min_p or None
+        else:  # what generation_config.json may set
+            words |= {"temperature": None, "top_p": None, "top_k": None, "min_p": None}
         return words | {"repetition_penalty": self.repetition_penalty}
+
+    def identity(self) -> dict[str, Any]:
+        """What answers depend on, for a journal: as it was written before there were min_p and stop, where they are
+        not used."""
+        newer = {"min_p": self.min_p, "stop": self.stop}
+        return {name: value for name, value in dataclasses.asdict(self).items() if name not in newer or newer[name]}
 
 
 @dataclass(frozen=True)
@@ -108,6 +125,7 @@ def generate(
 
     Raises:
         ZambaCompatError: the prompt has no tokens.
+        CheckpointError: the model computes NaN.
     """
     import torch
 
@@ -115,7 +133,8 @@ def generate(
     ids = encode(loaded, prompt) if isinstance(prompt, str) else prompt.to(loaded.device)
     if not ids.shape[1]:
         raise ZambaCompatError("The prompt is empty.", remedy="Give some text.")
-    watch = _Watch(loaded.tokenizer, stream)
+    held = None if stream is None else stopping.Held(stream, sampling.stop)
+    watch = _Watch(loaded.tokenizer, held)
     with torch.inference_mode():
         out = loaded.model.generate(
             ids,
@@ -123,14 +142,20 @@ def generate(
             pad_token_id=loaded.tokenizer.pad_token_id,
             streamer=watch,
             **sampling.words(),
+            **stopping.words(loaded, sampling.stop, ids.shape[1]),
         )
+    if held is not None:
+        held.end()
     seconds = time.perf_counter() - watch.start
     new = out[0, ids.shape[1] :].tolist()
+    text = decode(loaded, new)
+    ended = bool(new) and new[-1] in end_tokens(loaded)
+    stopped = ended or stopping.tokens_until(loaded.tokenizer, new, sampling.stop) is not None
     return Generation(
-        text=decode(loaded, new),
+        text=stopping.cut(text, sampling.stop),
         prompt_tokens=ids.shape[1],
         new_tokens=len(new),
-        finish_reason="stop" if new and new[-1] in end_tokens(loaded) else "length",
+        finish_reason="stop" if stopped else "length",
         first_token_seconds=(watch.first or seconds + watch.start) - watch.start,
         seconds=seconds,
         peak_memory=peak_memory(loaded.device),

@@ -5,19 +5,26 @@ from __future__ import annotations
 import os
 import random
 import sys
+import textwrap
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from zamba_compat.checkpoint.location import is_hub_id
+from safetensors import SafetensorError
+
+from zamba_compat.checkpoint.files import read_small
+from zamba_compat.checkpoint.location import cached, enter, is_hub_id
+from zamba_compat.checkpoint.shapes import fill_in
+from zamba_compat.dialects import MODEL_TYPES, dialect_of, normalise_config, read_config
 from zamba_compat.errors import CheckpointError, ZambaCompatError
+from zamba_compat.sharing import SharingMap
 
 from . import ablations
 from .messages import leave_out
 
-LOADS = ("auto", "4bit", "8bit", "bf16", "fp16", "fp32")
-_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+LOADS = ("auto", "4bit", "8bit", "bfloat16", "float16", "float32")
+_SHORT = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
 
 @dataclass(frozen=True)
@@ -25,8 +32,9 @@ class Loading:
     """How to load.
 
     Attributes:
-        load: "4bit" (NF4, double quantization) or "8bit" by bitsandbytes, "bf16", "fp16", "fp32"; "auto" takes the
-            checkpoint as it is stored. One that is quantized already is "auto", or what it is.
+        load: "4bit" (NF4, double quantization) or "8bit" by bitsandbytes, "bfloat16", "float16", "float32" ("bf16",
+            "fp16", "fp32" for short); "auto" takes the checkpoint as it is stored. One that is quantized already is
+            "auto", or what it is.
         device: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1".
         seed: of every random generator.
         ablate: what to leave out, see `ablations.check`.
@@ -38,6 +46,7 @@ class Loading:
     ablate: str | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "load", _SHORT.get(self.load, self.load))
         if self.load not in LOADS:
             raise ZambaCompatError(f"{self.load!r} is no way to load.", remedy=f"Use one of {', '.join(LOADS)}.")
         if not -(2**63) <= self.seed < 2**64:
@@ -61,13 +70,16 @@ def load(name: str, how: Loading | None = None) -> Loaded:
     """Load a causal language model with its tokenizer, and set the seeds.
 
     Args:
-        name: a directory, or a hub id.
+        name: a directory, or a hub id in the local cache (never a download).
         how: in which precision and where.
 
     Raises:
+        ConfigError: a config that describes no model, as `inspect` has it.
         CheckpointError: no checkpoint or tokenizer there, or it is quantized in another way than asked for.
         ZambaCompatError: no such device; what the load needs is not installed.
     """
+    directory = _directory(name)
+    _check_config(directory)
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     how = how or Loading()
@@ -77,25 +89,26 @@ def load(name: str, how: Loading | None = None) -> Loaded:
 
         logging.disable_progress_bar()
     leave_out()
-    _refuse_path(name)
     device = device_of(how.device)
-    words = _words(name, how, device)
+    words = _words(name, directory, how, device)
     start = time.perf_counter()
     try:
-        model = AutoModelForCausalLM.from_pretrained(name, **words)
+        model = AutoModelForCausalLM.from_pretrained(directory, **words)
         if "device_map" not in words:
             model = model.to(device)
     except ImportError as error:
         remedy = "pip install 'zamba-compat[quant]'"
         raise ZambaCompatError(f"A package is missing: {error}.", where=name, remedy=remedy) from error
-    except OSError as error:
+    except ZambaCompatError:
+        raise
+    except (OSError, SafetensorError) as error:
         raise _absent(name, error) from error
     rank = None if how.ablate is None else ablations.rank_of(how.ablate)
     if rank is not None:
         ablations.truncate_adapters(model, rank, name)
     seconds = time.perf_counter() - start
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(directory)
     except (OSError, ValueError) as error:
         remedy = "Copy tokenizer.json and tokenizer_config.json of the model it was made from there."
         raise CheckpointError(f"There is no tokenizer: {_line(error)}", where=name, remedy=remedy) from error
@@ -151,17 +164,19 @@ def peak_memory(device: str) -> int:
     return peak if sys.platform == "darwin" else 1024 * peak
 
 
-def _words(name: str, how: Loading, device: str) -> dict[str, Any]:
+def _words(name: str, directory: str, how: Loading, device: str) -> dict[str, Any]:
     """The arguments of from_pretrained."""
     from transformers import AutoConfig, BitsAndBytesConfig
 
     try:
-        config = AutoConfig.from_pretrained(name)
-    except (OSError, ValueError) as error:
+        config = AutoConfig.from_pretrained(directory)
+    except ZambaCompatError:
+        raise
+    except Exception as error:  # releases differ in what they raise for a config that they cannot take
         raise _absent(name, error) from error
     stored = _stored_quantization(config)
     dtype = _dtype_word()
-    words: dict[str, Any] = {dtype: _DTYPES.get(how.load, "auto")}
+    words: dict[str, Any] = {dtype: how.load if how.load in _SHORT.values() else "auto"}
     if how.ablate is not None:
         words["config"] = ablations.changed(config, how.ablate, name)
     if stored is not None:
@@ -208,29 +223,54 @@ def _stored_quantization(config: Any) -> str | None:
     return "8bit" if words.get("load_in_8bit") or words.get("_load_in_8bit") else "4bit"
 
 
-def _refuse_path(name: str) -> None:
-    """Refuse what can only be a path and is none, before the hub is asked for it, again and again where it is away."""
-    from huggingface_hub import try_to_load_from_cache
+def _directory(name: str) -> str:
+    """The directory that a name stands for: its own, or that of a model in the local hub cache.
 
-    if os.path.isdir(name) or (is_hub_id(name) and not Path(name).parent.is_dir()):
-        return
+    Raises:
+        CheckpointError: there is none. The hub is not asked.
+    """
+    remedy = "Give a checkpoint's directory, or the hub id of a model in the local cache."
+    path = Path(name)
     try:
-        cached = isinstance(try_to_load_from_cache(name, "config.json"), str)
-    except ValueError:  # no name that the hub could have
-        cached = False
-    if not cached:
-        raise CheckpointError("There is no such directory.", where=name, remedy=_remedy(name))
+        if name and path.is_dir():
+            enter(path)  # transformers takes a directory that cannot be read for an empty one
+            return name
+        if name and os.path.lexists(path):
+            what = "It is a file, and a model is loaded from a directory."
+            raise CheckpointError(what, where=name, remedy=f"Give {path.parent}.")
+        if is_hub_id(name):
+            return str(cached(name))
+        path.exists()
+    except (OSError, ValueError) as error:  # no permission, a name that is too long; a null character
+        if isinstance(error, ZambaCompatError):
+            raise
+        reason = getattr(error, "strerror", None) or str(error)
+        raise CheckpointError(f"It cannot be read: {reason}.", where=ascii(name)[1:-1], remedy=remedy) from error
+    raise CheckpointError("There is no such directory.", where=name, remedy=remedy)
+
+
+def _check_config(directory: str) -> None:
+    """Refuse a config of Zamba that describes no model, before a release's own code stumbles over it.
+
+    Raises:
+        ConfigError: in the words of `inspect`.
+    """
+    file = Path(directory, "config.json")
+    if not os.path.lexists(file):
+        return  # told by transformers
+    read_small(file, where=str(file))
+    raw = read_config(file)
+    if raw.get("model_type") in MODEL_TYPES and not dialect_of(raw).startswith("zyphra"):
+        config = normalise_config(file)
+        SharingMap.from_config(config)
+        fill_in(config, directory)
 
 
 def _absent(name: str, error: Exception) -> CheckpointError:
-    what = "No model can be loaded from there" if os.path.isdir(name) else "There is no such directory"
-    return CheckpointError(f"{what}: {_line(error)}", where=name, remedy=_remedy(name))
-
-
-def _remedy(name: str) -> str:
-    return f"Give a checkpoint's directory, or a model of the hub in the local cache. zamba-compat inspect {name}"
+    """What to raise where transformers loads no model from a directory."""
+    remedy = f"zamba-compat inspect {name} says what is there."
+    return CheckpointError(f"No model can be loaded from there: {_line(error)}", where=name, remedy=remedy)
 
 
 def _line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return text if len(text) <= 200 else text[:197] + "..."
+    return textwrap.shorten(str(error), 300, placeholder=" ...")  # between words: an address stays whole

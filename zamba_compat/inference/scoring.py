@@ -11,6 +11,7 @@ from zamba_compat.errors import CheckpointError
 
 from .loading import Loaded
 from .processes import spread
+from .stopping import refuse_nan
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -54,11 +55,10 @@ def perplexity(loaded: Loaded, text: str, *, window: int = WINDOW, stride: int |
         stride: tokens between the starts of windows; None is `window`.
 
     Raises:
-        CheckpointError: an empty text, or a stride that is not from 1 to window.
+        CheckpointError: an empty text; a model that computes NaN; as `check_windows`.
     """
+    check_windows(window, stride)
     stride = window if stride is None else stride
-    if not 1 <= stride <= window:
-        raise CheckpointError(f"The stride is {stride}, the window {window}.", remedy="Take a stride of at most that.")
     tokens = loaded.tokenizer(text, add_special_tokens=False, return_tensors="pt", verbose=False).input_ids[0]
     begin = loaded.tokenizer.bos_token_id
     if begin is None:  # a window's first token is predicted from nothing: it is the last one of the window before
@@ -72,6 +72,15 @@ def perplexity(loaded: Loaded, text: str, *, window: int = WINDOW, stride: int |
 
     counted = len(tokens) - (begin is None)
     return Perplexity(math.fsum(spread(spans, nats)), counted, len(text.encode()))
+
+
+def check_windows(window: int, stride: int | None) -> None:
+    """Raises CheckpointError for a window below 1, or a stride that is not from 1 to the window."""
+    remedy = "Give another value."
+    if window < 1:
+        raise CheckpointError(f"window is {window}, not 1 or more.", remedy=remedy)
+    if stride is not None and not 1 <= stride <= window:
+        raise CheckpointError(f"stride is {stride}, not from 1 to the window, {window}.", remedy=remedy)
 
 
 def _exp(value: float) -> float:
@@ -101,5 +110,6 @@ def _nats(loaded: Loaded, tokens: Tensor, counted: int, begin: int | None) -> fl
     ids = tokens if begin is None else torch.cat((tokens.new_tensor([begin]), tokens))
     with torch.inference_mode():
         logits = loaded.model(ids[None, :-1].to(loaded.device), use_cache=False).logits[0, -counted:]
+    refuse_nan(logits, loaded.name)
     targets = ids[1:][-len(logits) :].to(loaded.device)
     return float(F.cross_entropy(logits.double(), targets, reduction="sum"))

@@ -9,6 +9,7 @@ from typing import Any
 from zamba_compat.sharing import SharingMap
 
 NAME = "Zamba2ForCausalLM"
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _LAYER = re.compile(r"model\.layers\.(\d+)\.")
 
 
@@ -49,8 +50,14 @@ def architecture() -> Any:
     from mergekit.architecture.base import ModelArchitecture, ModuleArchitecture, ModuleDefinition, WeightInfo
 
     def weight(key: str) -> WeightInfo:
-        vocabulary = key in ("model.embed_tokens.weight", "lm_head.weight")
+        vocabulary = key in (EMBEDDING, HEAD)
         return WeightInfo(name=key, vocabulary_axis=0 if vocabulary else None)
+
+    def tied(config: Any) -> list[WeightInfo]:
+        """A head that is the embedding, by name: mergekit-tokensurgeon asks for one."""
+        if not SharingMap.from_config(config).tied_embeddings:
+            return []
+        return [WeightInfo(name=HEAD, vocabulary_axis=0, optional=True, tied_names=(EMBEDDING,))]
 
     class Zamba2Architecture(ModuleArchitecture):  # type: ignore[misc]
         """One module with all layers; see `keys_by_layer`."""
@@ -62,10 +69,10 @@ def architecture() -> Any:
             return [weight(key) for key in keys_by_layer(SharingMap.from_config(config)).get(index, ())]
 
         def post_weights(self, config: Any) -> list[WeightInfo]:
-            return [weight(key) for key in self._outside(config) if "embed_tokens" not in key]
+            return [weight(key) for key in self._outside(config) if "embed_tokens" not in key] + tied(config)
 
         def all_weights(self, config: Any) -> list[WeightInfo]:
-            return [weight(key) for key in SharingMap.from_config(config).hub_keys()]
+            return [weight(key) for key in SharingMap.from_config(config).hub_keys()] + tied(config)
 
         def _outside(self, config: Any) -> tuple[str, ...]:
             return keys_by_layer(SharingMap.from_config(config))[None]

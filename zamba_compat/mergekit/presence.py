@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
+from weakref import WeakKeyDictionary
 
 # Written by old releases; computed, never trained.
 _BUFFERS = (".inv_freq", "position_ids", "token_type_ids", ".masked_bias", ".attn.bias", ".attention.bias")
 _HEADS = ("lm_head.weight", "lm_head.bias")
 _LAYER = re.compile(r"\.\d+(?=\.)")
+# Loader -> the type in its model's config, and the names in its files.
+_read: WeakKeyDictionary[Any, tuple[str, set[str]]] = WeakKeyDictionary()
 
 
 def is_trained(name: str) -> bool:
@@ -27,12 +30,15 @@ def stores(model: Any, weight: Any, *, trust_remote_code: bool) -> bool:
     from mergekit.architecture.conversion import can_convert_checkpoint_keys
     from mergekit.io.tasks import LoaderCache
 
-    stored = LoaderCache().get(model).index.tensor_paths
+    loader = LoaderCache().get(model)
     names = [weight.name, *(weight.aliases or ()), *(weight.tied_names or ())]
-    if any(name in stored for name in names):
+    if any(name in loader.index.tensor_paths for name in names):
         return True
-    model_type = model.config(trust_remote_code=trust_remote_code).model_type
-    return any(can_convert_checkpoint_keys(model_type, set(stored), name) for name in names)
+    if loader not in _read:  # once for a parent: it is asked for every tensor
+        model_type = model.config(trust_remote_code=trust_remote_code).model_type
+        _read[loader] = model_type, set(loader.index.tensor_paths)
+    model_type, stored = _read[loader]
+    return any(can_convert_checkpoint_keys(model_type, stored, name) for name in names)
 
 
 def of_one_only(stored: Mapping[Any, Iterable[str]], known: Iterable[str]) -> dict[str, list[Any]]:

@@ -43,6 +43,7 @@ class MergeConfig:
         text: the YAML as it was given.
         method: one of `methods.METHODS`.
         base_model: whose architecture, config and untouched tensors the result has.
+        has_base: whether the configuration names it; if not, it is the first model, and like the others to a method.
         slices: at least one; `models` is one slice of whole models.
         module_parameters: those under modules: default.
         parameters: the outermost ones.
@@ -66,6 +67,7 @@ class MergeConfig:
     chat_template: str | None = None
     shared: str = "mean"
     resolve: str = "error"
+    has_base: bool = True
     notes: tuple[str, ...] = ()
 
     @property

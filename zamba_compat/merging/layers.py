@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -72,7 +73,7 @@ def _whole(part: Slice, config: MergeConfig, parents: Parents) -> Slice:
     if any(source.layer_range is not None for source in part.sources):
         return part
     sources = [Source(one.model, (0, parents[one.model].num_layers), one.parameters) for one in part.sources]
-    if config.base_model not in {source.model for source in sources}:
+    if config.has_base and config.base_model not in {source.model for source in sources}:
         sources.append(Source(config.base_model, (0, parents[config.base_model].num_layers)))
     return Slice(tuple(sources), part.base_model, part.parameters)
 
@@ -92,6 +93,10 @@ def _range(source: Source, parents: Parents, where: str) -> tuple[int, int]:
 def _check(places: list[Place], config: MergeConfig, parents: Parents) -> None:
     base = parents[config.base_model]
     remedy = f"Let the slices together go through layers 0 to {base.num_layers - 1} of {base.model}, each once."
+    if base.sharing is None:  # nothing is shared, so layers may be repeated, left out and moved
+        remedy += (
+            f" mergekit makes models of other depths: zamba-compat run -- mergekit-yaml {shlex.quote(config.where)} OUT"
+        )
     if len(places) != base.num_layers:
         raise ConfigError(
             f"The slices have {len(places)} layers together, the base model has {base.num_layers}; "

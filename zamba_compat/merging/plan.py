@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from zamba_compat.checkpoint.components import kind_of, layers_of
@@ -18,7 +18,7 @@ from zamba_compat.sharing import SharingMap
 
 from .config import MergeConfig
 from .layers import stack
-from .methods import METHODS
+from .methods import METHODS, About
 from .parents import HEAD, Parent, Parents
 from .sums import Blend, Sum, Weighted
 from .values import Values
@@ -34,14 +34,17 @@ class Decision:
     Attributes:
         name: in the result.
         layers: that use it; () outside of the layers.
-        values: model -> t (slerp) or weight; None where nothing is said of the tensor and it stays the base's.
+        values: model -> t (slerp) or weight, of methods that have such; None where nothing is said of the tensor and it
+            stays the base's.
         parents: the models whose tensors are used.
+        settings: the method's other parameters for the tensor.
     """
 
     name: str
     layers: tuple[int, ...]
     values: Mapping[str, float] | None
     parents: tuple[str, ...]
+    settings: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ class MergePlan:
     notes: tuple[str, ...]
 
 
-def make_plan(config: MergeConfig, parents: Parents, workers: Workers, dtype: str | None) -> MergePlan:
+def make_plan(config: MergeConfig, parents: Parents, workers: Workers, dtype: str | None, seed: int = 0) -> MergePlan:
     """Decide what every tensor of the result is made of.
 
     Args:
@@ -73,6 +76,7 @@ def make_plan(config: MergeConfig, parents: Parents, workers: Workers, dtype: st
         parents: open and read.
         workers: who will compute.
         dtype: "bfloat16" and so on, of the result; None keeps the base's.
+        seed: of methods that draw at random.
 
     Raises:
         ConfigError: a configuration that does not fit the parents.
@@ -94,6 +98,7 @@ def make_plan(config: MergeConfig, parents: Parents, workers: Workers, dtype: st
     notes = _compare_architectures(base, parents)
     values = Values(config, parents, stack(config, parents), sharing)
     values.check_filters(names)
+    numbers = {parent.model: parent.number for parent in parents}
     word = None if dtype is None else DTYPES[dtype]
     outputs, decisions, blends = [], [], {}
     for name in names:
@@ -103,7 +108,8 @@ def make_plan(config: MergeConfig, parents: Parents, workers: Workers, dtype: st
         used: tuple[str, ...] = (base.model,)
         total: Sum | None = None
         if share is not None:
-            used, total = METHODS[config.method].sum(share, base.model, f"{config.where}: {name}")
+            about = About(name, base.model, numbers, seed, f"{config.where}: {name}")
+            used, total = METHODS[config.method].sum(share, about)
         if (used, total) != ((base.model,), None) and info.dtype not in _FLOATS:
             notes.append(f"{name} holds no floating-point numbers and stays the base's.")
             used, total, share = (base.model,), None, None
@@ -117,7 +123,8 @@ def make_plan(config: MergeConfig, parents: Parents, workers: Workers, dtype: st
             blends[name] = blend
         outputs.append(Output(name, recipe.dtype or info.dtype, info.shape, recipe))
         layers = layers_of(name, sharing)
-        decisions.append(Decision(name, layers, None if share is None else dict(share.weights), used))
+        weights, settings = (None, {}) if share is None else (dict(share.weights), dict(share.values))
+        decisions.append(Decision(name, layers, weights, used, settings))
     written = _config(base, sharing, {output.dtype for output in outputs})
     if heads:
         written["tie_word_embeddings"] = False

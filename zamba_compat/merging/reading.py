@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ _TOP = {
 _SLICE = {"sources", "base_model", "parameters", "residual_weight"}
 _SOURCE = {"model", "layer_range", "parameters"}
 _MODULE = {"models", "slices", "parameters"}
+_MAPPING = "config"  # where what was not read from a file stands
 
 
 def read_merge_config(config: object) -> MergeConfig:
@@ -42,11 +44,11 @@ def read_merge_config(config: object) -> MergeConfig:
         try:
             text = yaml.safe_dump(dict(config), sort_keys=False)
         except yaml.YAMLError as error:
-            raise _refuse(f"It holds what YAML cannot: {error}.", "config", "Give plain values.") from error
-        return _Reader("config").read(parse_yaml(text.encode(), where="config"), text)
+            raise _refuse(f"It holds what YAML cannot: {error}.", _MAPPING, "Give plain values.") from error
+        return _Reader(_MAPPING).read(parse_yaml(text.encode(), where=_MAPPING), text)
     if not isinstance(config, (str, os.PathLike)):
         what = f"An object of type {type(config).__name__} is no configuration of a merge."
-        raise _refuse(what, "config", "Give the path of a YAML file, or a mapping.")
+        raise _refuse(what, _MAPPING, "Give the path of a YAML file, or a mapping.")
     where = os.fspath(config)
     try:
         with open(open_regular(Path(where), where=where), "rb") as file:
@@ -66,14 +68,19 @@ class _Reader:
         method = top.get("merge_method")
         if method not in METHODS:
             known = [name for name in METHODS]
-            what = f"merge_method {listed([str(method)])} is not done here." if method else "merge_method is missing."
-            raise self._refuse(what, f"Use one of {', '.join(known)}.{near(str(method), known)}")
+            if not method:
+                raise self._refuse("merge_method is missing.", f"Use one of {', '.join(known)}.")
+            close = near(str(method), known).strip() or f"Use one of {', '.join(known)}."
+            raise self._refuse(
+                f"merge_method {listed([str(method)])} is not done here.", f"{close} {self._by_mergekit('a newer one')}"
+            )
         self._method = str(method)
         module = self._module(top)
         slices = self._slices({**top, **module})
         base = self._model(top["base_model"]) if top.get("base_model") is not None else None
+        has_base = base is not None
         if base is None:
-            if method != "linear":
+            if METHODS[self._method].base == "required":
                 raise self._refuse(f"{method} needs base_model.", "Say which model is the base.")
             base = slices[0].sources[0].model
         dtype = self._choice(top.get("dtype"), "dtype", DTYPES)
@@ -91,6 +98,7 @@ class _Reader:
             chat_template=template,
             shared=self._choice(top.get("shared"), "shared", SHARED) or "mean",
             resolve=self._choice(top.get("resolve"), "resolve", CHOICES) or "error",
+            has_base=has_base,
             notes=tuple(self.notes),
         )
 
@@ -102,7 +110,10 @@ class _Reader:
             return {}
         modules = top["modules"]
         if not isinstance(modules, Mapping) or list(modules) != ["default"]:
-            raise self._refuse("modules has other entries than default.", "A language model has this one only.")
+            what = "modules has other entries than default."
+            raise self._refuse(
+                what, f"A language model has this one only. {self._by_mergekit('models of several parts')}"
+            )
         module = self._mapping(modules["default"], "modules: default", _MODULE)
         if bool(module.get("models")) == bool(module.get("slices")):
             raise self._refuse("The module has not just one of models and slices.", "Give either models or slices.")
@@ -157,9 +168,8 @@ class _Reader:
     def _model(self, value: Any) -> str:
         if isinstance(value, Mapping) and set(value) <= {"model", "lora", "override_architecture"}:
             if value.get("lora") or value.get("override_architecture"):
-                raise self._refuse(
-                    f"{listed([str(dict(value))])} is more than a model.", "Merge the LoRA into its model first."
-                )
+                what = f"{listed([str(dict(value))])} is more than a model."
+                raise self._refuse(what, f"Merge the LoRA into its model first. {self._by_mergekit('all of it')}")
             value = value.get("model")
         if isinstance(value, Mapping) and set(value) <= {"path", "revision"}:
             value = value.get("path") if not value.get("revision") else f"{value.get('path')}@{value['revision']}"
@@ -167,7 +177,7 @@ class _Reader:
             raise self._refuse(f"{listed([str(value)])} names no model.", "Give a directory or a hub id.")
         if not os.path.lexists(value):
             for mark, remedy in (
-                ("+", "Merge the LoRA into its model first."),
+                ("+", f"Merge the LoRA into its model first. {self._by_mergekit('both')}"),
                 ("@", "Give the directory of that revision in the hub's cache."),
             ):
                 if mark in value:
@@ -190,8 +200,7 @@ class _Reader:
                 self.notes.append(f"{what}: {name} means nothing to {self._method}, and has no effect.")
                 continue
             setting = parse_setting(value, where=f"{self.where}, {what}: {name}")
-            METHODS[self._method].check(str(name), setting, f"{self.where}, {what}: {name}")
-            found[str(name)] = setting
+            found[str(name)] = METHODS[self._method].check(str(name), setting, f"{self.where}, {what}: {name}")
         return found
 
     def _tokenizer(self, top: Mapping[str, Any]) -> tuple[str | None, str | None]:
@@ -203,7 +212,7 @@ class _Reader:
             if words.get("tokens") or words.get("pad_to_multiple_of"):
                 raise self._refuse(
                     "tokenizer: tokens and pad_to_multiple_of change the vocabulary, which is not done here.",
-                    "Leave them out; change the vocabulary with transformers afterwards.",
+                    f"Leave them out, or change it afterwards. {self._by_mergekit('it with the merge')}",
                 )
             source = words.get("source", "union")
         if source is not None and source not in ("base", "union", "none"):
@@ -237,6 +246,10 @@ class _Reader:
                 self.notes.append(f"{what}: {listed([str(key)])} has no effect.")
         return dict(content)
 
+    def _by_mergekit(self, what: str) -> str:
+        """Where mergekit does what is not done here."""
+        return f"mergekit does {what}, in more memory: {by_mergekit(self.where)}"
+
     def _refuse(self, what: str, remedy: str) -> ConfigError:
         return _refuse(what[0].upper() + what[1:], self.where, remedy)
 
@@ -246,6 +259,11 @@ def _whole(value: Any) -> int:
     if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 7:
         return int(value)
     return value if type(value) is int else -1
+
+
+def by_mergekit(where: str) -> str:
+    """The command that hands a configuration to mergekit, with the adapters."""
+    return f"zamba-compat run -- mergekit-yaml {shlex.quote(where) if where != _MAPPING else 'CONFIG'} OUT"
 
 
 def _refuse(what: str, where: str, remedy: str) -> ConfigError:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from zamba_compat.checkpoint.components import kind_of
+from zamba_compat.checkpoint.components import component_of, kind_of
 from zamba_compat.checkpoint.report import Options
 
 from .plan import Decision
@@ -31,6 +31,8 @@ class MergeOptions:
         double_quant: quantize the absmaxes too; 4 bits only.
         compute_dtype: that config.json names for products with 4-bit weights; None is the model's dtype.
         keep_shared_16bit: leave the shared blocks unquantized.
+        random_seed: of the methods that draw at random (dare, della); what is drawn depends on it, on the tensor's name
+            and on the model's place, and on nothing else.
     """
 
     dry_run: bool = False
@@ -44,13 +46,14 @@ class MergeOptions:
     double_quant: bool = False
     compute_dtype: str | None = None
     keep_shared_16bit: bool = False
+    random_seed: int = 0
 
     def __post_init__(self) -> None:
         self.as_conversion()
 
     def as_conversion(self) -> Options:
         """The same of a conversion to the hub layout, which checks them too (CheckpointError)."""
-        own = dataclasses.asdict(self)
+        own = {key: value for key, value in dataclasses.asdict(self).items() if key != "random_seed"}
         return Options(**{**own, "resolve": own["resolve"] or "error"})
 
 
@@ -60,16 +63,23 @@ class Group:
 
     Attributes:
         kind: their name without the layer and without an adapter's number.
+        component: the part of the model that they belong to, see `checkpoint.components`.
         layers: that use them; () outside of the layers.
         shared: whether each of them is one tensor of several layers.
-        values: model -> t (slerp) or weight; None where nothing is said of them and they stay the base's.
+        values: model -> t (slerp) or weight, of methods that have such; None where nothing is said of them and they
+            stay the base's.
+        settings: the method's other parameters.
+        parents: the models whose tensors are used.
         tensors: how many there are.
     """
 
     kind: str
+    component: str
     layers: tuple[int, ...]
     shared: bool
     values: Mapping[str, float] | None
+    settings: Mapping[str, float]
+    parents: tuple[str, ...]
     tensors: int
 
 
@@ -123,14 +133,23 @@ class MergeReport:
 
 def grouped(decisions: Sequence[Decision]) -> tuple[Group, ...]:
     """The decisions put together where tensors of one kind get the same."""
-    groups: dict[Any, tuple[list[int], int]] = {}
-    for decision in decisions:
-        shared = len(decision.layers) > 1
-        values = None if decision.values is None else tuple(decision.values.items())
-        key = (kind_of(decision.name), shared, decision.layers if shared else (), values)
-        layers, count = groups.setdefault(key, ([], 0))
-        groups[key] = (sorted({*layers, *decision.layers}), count + 1)
+    groups: dict[Any, list[Decision]] = {}
+    for one in decisions:
+        shared = len(one.layers) > 1
+        values = None if one.values is None else tuple(one.values.items())
+        key = kind_of(one.name), shared, one.layers if shared else (), values, tuple(one.settings.items()), one.parents
+        groups.setdefault(key, []).append(one)
     return tuple(
-        Group(kind, tuple(layers), shared, None if values is None else dict(values), count)
-        for (kind, shared, _, values), (layers, count) in groups.items()
+        Group(
+            kind_of(one.name),
+            component_of(one.name),
+            tuple(sorted({layer for other in same for layer in other.layers})),
+            len(one.layers) > 1,
+            one.values,
+            one.settings,
+            one.parents,
+            len(same),
+        )
+        for same in groups.values()
+        for one in same[:1]
     )

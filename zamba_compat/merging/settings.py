@@ -24,8 +24,8 @@ class Curve:
     values: tuple[Scalar, ...]
 
     def at(self, depth: float) -> Scalar:
-        """The value at a depth from 0 to 1: numbers are interpolated linearly, anything else is taken as it stands."""
-        numbers = [value for value in self.values if isinstance(value, (int, float))]
+        """The value at a depth from 0 to 1: numbers are interpolated linearly, anything else taken as it stands."""
+        numbers = [value for value in self.values if isinstance(value, (int, float)) and not isinstance(value, bool)]
         scaled = depth * (len(self.values) - 1)
         if len(numbers) < len(self.values):
             return self.values[int(scaled)]
@@ -65,6 +65,14 @@ class Setting:
         """Every value that stands in it."""
         for condition in self.conditions:
             yield from condition.value.values if isinstance(condition.value, Curve) else (condition.value,)
+
+    def as_flags(self) -> Setting:
+        """Every value true or false; of a list the one at or before a depth is taken, as there is none between them."""
+
+        def flags(value: Scalar | Curve) -> Scalar | Curve:
+            return Curve(tuple(map(bool, value.values))) if isinstance(value, Curve) else bool(value)
+
+        return Setting(tuple(Condition(one.filter, flags(one.value)) for one in self.conditions))
 
     def filters(self) -> Iterator[str]:
         """Every filter that names something."""

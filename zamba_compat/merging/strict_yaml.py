@@ -28,7 +28,7 @@ def parse_yaml(data: bytes, *, where: str) -> Any:
             configuration needs or contain themselves, tags (which can name Python objects), a key twice.
     """
     if len(data) > LIMIT:
-        raise _refuse(f"It has {len(data)} bytes, more than the {LIMIT} that are read here.", where)
+        raise _refuse(f"It has more than the {LIMIT:,} bytes that a configuration may have.", where)
     try:
         text = data.decode("utf-8")
         loader = yaml.SafeLoader(text)

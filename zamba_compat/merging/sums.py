@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from zamba_compat.checkpoint.dtypes import to_torch
 
-from .workers import PIECE, Workers
+from .workers import PIECE, STEP, Workers
 
 if TYPE_CHECKING:
     import torch
@@ -148,6 +148,11 @@ class Blend:
     dtype: str
     workers: Workers
     fallbacks: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def memory(self) -> int:
+        """An estimate of what its sum holds at once, bytes: some temporary ones for each tensor of a piece."""
+        return self.workers.memory + self.workers.count * 6 * len(self.parts) * 4 * STEP
 
     def pieces(self, *sources: Tensor) -> Iterator[Tensor]:
         """The result, flat, piece by piece; see `Sum.pieces`."""

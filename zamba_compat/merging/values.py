@@ -69,15 +69,21 @@ class Values:
         shares = [self._at(use) for use in uses]
         if all(share is None for share in shares):
             return None
-        base = self.config.base_model
-        known = [share or METHODS[self.config.method].kept(base) for share in shares]
+        base, where = self.config.base_model, f"{self.config.where}: {name}"
+        known = [share for one in shares if (share := one or METHODS[self.config.method].kept(base)) is not None]
+        if len(known) < len(shares):
+            raise ConfigError(
+                "Something is said of it at some of the layers that share it, and nothing at the others.",
+                where=where,
+                remedy="Give the parameters the same filters at all of them, or use shared: separate.",
+            )
         if len(known) == 1:
             return known[0]
         if self.config.shared == "first":
             return known[0]
         if self.config.shared == "middle":
             return known[(len(known) - 1) // 2]
-        return _mean(known, f"{self.config.where}: {name}")
+        return _mean(known, where)
 
     def stored_as(self, name: str, model: str) -> str:
         """What the tensor is called in a parent's hub layout.
@@ -119,7 +125,7 @@ class Values:
 
     def _at(self, use: Use) -> Share | None:
         base = self.config.base_model
-        own_base = use.place.part.base_model or base
+        own_base = use.place.part.base_model or (base if self.config.has_base else None)
 
         def look(parameter: str, model: str | None) -> Scalar | None:
             name = use.name if model is None else self._there(use, model)
@@ -159,10 +165,26 @@ class Values:
 
 
 def _mean(shares: Sequence[Share], where: str) -> Share:
-    if len({(share.normalize) for share in shares}) > 1:
-        raise ConfigError(
-            "normalize differs between the layers that share this tensor.", where=where, remedy="Give it one value."
-        )
+    """The mean of every number; of a layer that keeps the base, the weights alone count."""
     models = dict.fromkeys(model for share in shares for model in share.weights)
     weights = {model: sum(share.weights.get(model, 0.0) for share in shares) / len(shares) for model in models}
-    return Share(weights, shares[0].normalize, sum(share.scale for share in shares) / len(shares))
+    values = {
+        name: _one([share.values[name] for share in shares if name in share.values], name, where)
+        for name in dict.fromkeys(name for share in shares for name in share.values)
+    }
+    each: dict[str, dict[str, float]] = {}
+    for name in dict.fromkeys(name for share in shares for name in share.each):
+        maps = [share.each[name] for share in shares if name in share.each]
+        known = dict.fromkeys(model for found in maps for model in found)
+        each[name] = {model: _one([found[model] for found in maps if model in found], name, where) for model in known}
+    return Share(weights, values, each, tuple(dict.fromkeys(model for share in shares for model in share.models)))
+
+
+def _one(values: Sequence[float], name: str, where: str) -> float:
+    if all(value == values[0] for value in values):
+        return values[0]
+    if isinstance(values[0], bool):
+        raise ConfigError(
+            f"{name} differs between the layers that share this tensor.", where=where, remedy="Give it one value."
+        )
+    return sum(values) / len(values)

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PIECE = 2**20  # elements that one thread computes before it is asked for more; smaller ones cost more switches
+# Elements of a piece of a method that has many steps: a few of these in float32 stay in a cache. What is drawn at
+# random depends on it.
+STEP = 2**18
 _MOST = 8  # threads
 _AHEAD = 4  # results per thread that are computed before they are asked for
 _T = TypeVar("_T")

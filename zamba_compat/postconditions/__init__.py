@@ -49,7 +49,7 @@ def faults_of(model: Any, source: Mapping[str, Any]) -> list[Fault]:
     """
     from . import held
 
-    found = [*held.shared_once(model), *held.quantized(model, source), *held.rotary(model)]
+    found = [*held.shared_once(model), *held.quantized(model, source), *held.rotary(model), *held.placed(model)]
     if not found:
         found += held.as_stored(model, source)
     return found + computed_faults(model)

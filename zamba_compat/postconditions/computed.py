@@ -23,7 +23,7 @@ def faults() -> list[Fault]:
     """What is wrong, as clauses; empty when all is right. Leaves the random state and the defaults as they are."""
     found: list[Fault] = []
     with _small_model() as model:
-        for judge in (_mixer, _carried):
+        for judge in (_padding, _carried):
             try:
                 what = judge(model)
             except Exception as error:  # what a release may have renamed is what this is for
@@ -53,6 +53,10 @@ def _small_model() -> Iterator[Any]:
             torch.set_default_dtype(default)
 
 
+def _padding(model: Any) -> str | None:
+    return _mixer(model) or _padded(model)
+
+
 def _mixer(model: Any) -> str | None:
     """A mixer with padding between tokens, against the recurrence over the tokens alone."""
     mixer = model.model.layers[0].mamba
@@ -72,6 +76,18 @@ def _mixer(model: Any) -> str | None:
         if not error < TOLERANCE:
             return f"{type(mixer).__name__}.forward is {error:.1e} off with padding between tokens"
     return None
+
+
+def _padded(model: Any) -> str | None:
+    """A row with padding between tokens, against its tokens alone: whether the layers are told of it."""
+    kept = torch.ones(1, LENGTH, dtype=torch.bool)
+    kept[0, [5, 6, 12]] = False
+    ids = torch.arange(LENGTH)[None] % (model.config.vocab_size - 3) + 3
+    positions = (kept.cumsum(-1) - 1).clamp_min(0)
+    got = model(ids, attention_mask=kept.long(), position_ids=positions, use_cache=False).logits[kept]
+    want = model(ids[kept][None], use_cache=False).logits[0]
+    error = (got - want).norm() / want.norm()
+    return None if error < TOLERANCE else f"{type(model).__name__}.forward is {error:.1e} off with inner padding"
 
 
 def recurrence(mixer: Any, tokens: Tensor) -> Tensor:

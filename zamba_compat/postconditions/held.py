@@ -8,8 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ..foreign_names import names_in_model
 from ..loading import Stored
-from ..quant_states import weight_of
+from ..quant_states import holds_values, weight_of
 from ..quantized import is_quantized
 from ..rehydrate import Plan, plan
 from ..rotary import rescaled_theta, stored_theta
@@ -73,6 +74,23 @@ def rotary(model: Any) -> list[Fault]:
     return [Fault("config", "use_long_context has no effect on the rotary frequencies, or another")]
 
 
+def placed(model: Any) -> list[Fault]:
+    """What accelerate has put on disk or on the CPU can be brought back: its index knows every name."""
+    known: dict[int, set[str]] = {}
+    for module in model.modules():
+        hook = getattr(module, "_hf_hook", None)
+        one: Any
+        for one in getattr(hook, "hooks", (hook,)):
+            weights: Any = getattr(one, "weights_map", None)
+            if not getattr(one, "offload", False) or not hasattr(weights, "dataset"):
+                continue
+            names = known.setdefault(id(weights.dataset), set(weights.dataset))
+            for name, _ in module.named_parameters(recurse=one.place_submodules):  # all of them are read at a forward
+                if f"{weights.prefix}{name}" not in names:
+                    return [Fault("placement", f"{weights.prefix}{name} is offloaded, and nothing knows where to")]
+    return []
+
+
 def as_stored(model: Any, source: Mapping[str, Any]) -> list[Fault]:
     """What the model holds is what the checkpoint stores, compared in a row of every tensor.
 
@@ -84,7 +102,11 @@ def as_stored(model: Any, source: Mapping[str, Any]) -> list[Fault]:
     if not given and not files:
         return []
     with ExitStack() as opened:
-        return list(_differences(model, _read(given, files, opened), settings().divergent))[:3]
+        stored = _read(given, files, opened)
+        if not source.get("key_mapping"):
+            own = names_in_model(model, stored, lambda name: stored[name]()[...])
+            stored = {name: stored[other] for name, other in own.items()}
+        return list(_differences(model, stored, settings().divergent))[:3]
 
 
 def written(model: Any, directory: Any, state_dict: Mapping[str, Any] | None) -> list[Fault]:
@@ -95,7 +117,8 @@ def written(model: Any, directory: Any, state_dict: Mapping[str, Any] | None) ->
     found: list[Fault] = []
     with ExitStack() as opened:
         stored = _read(None, files, opened)
-        orphans = [name for name in stored if (w := weight_of(name)) is not None and w not in stored]
+        held = stored.keys() | {weight_of(name) for name in stored if holds_values(name)}
+        orphans = [name for name in stored if (w := weight_of(name)) is not None and w not in held]
         if orphans:
             found.append(Fault("saving", f"{orphans[0]} was saved without its weight"))
         sharing = SharingMap.from_config(Path(directory) / "config.json")
@@ -104,7 +127,7 @@ def written(model: Any, directory: Any, state_dict: Mapping[str, Any] | None) ->
         if copies:
             found.append(Fault("saving", f"{copies[0]} was saved beside {sharing.canonical_key(copies[0])}"))
         kept = {sharing.canonical_key(name) for name, _ in model.named_parameters() if sharing.parse(name)}
-        lost = sorted(name for name in kept if name not in layout.sources)
+        lost = sorted(kept - layout.sources.keys() - held)
         if lost and state_dict is None:
             found.append(Fault("saving", f"{lost[0]} was not saved"))
         if not found and state_dict is None:

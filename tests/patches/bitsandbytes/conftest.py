@@ -16,7 +16,6 @@ from torch import Tensor
 from zamba_compat.patches.bitsandbytes import carried_cpu_flag, cpu_packing, state_dtype, storage_cast
 
 import zamba_compat
-from support.native import read_wide
 from zamba_compat.adapters import Registry
 
 bitsandbytes = pytest.importorskip("bitsandbytes")
@@ -55,13 +54,12 @@ def stock() -> Iterator[None]:
 
 @pytest.fixture
 def kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A CPU with AVX512-BF16, and no loops that are faster than its kernel."""
+    """A CPU with AVX512-BF16."""
     from bitsandbytes import functional
     from bitsandbytes.nn import modules
 
     if not hasattr(functional, "has_avx512bf16"):
         pytest.skip("this release packs nothing")
-    read_wide(False, monkeypatch)
     if functional.has_avx512bf16():
         yield
         return
@@ -87,7 +85,7 @@ def linear() -> Callable[..., Any]:
     """linear(rows, columns, ...): a quantized Linear4bit in eval mode, the scales of its blocks far apart."""
 
     def linear(
-        rows: int, columns: int, *, bias: bool = False, compute_dtype: Any = torch.float32, **kwargs: Any
+        rows: int, columns: int, *, bias: bool = False, compute_dtype: Any = torch.bfloat16, **kwargs: Any
     ) -> Any:
         made = bitsandbytes.nn.Linear4bit(
             columns, rows, bias=bias, compute_dtype=compute_dtype, **{"quant_type": "nf4", **kwargs}

@@ -20,7 +20,7 @@ def no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def carried(linear: Callable[..., Any]) -> Iterator[Any]:
-    module = linear(64, 256)
+    module = linear(64, 256, compute_dtype=torch.float32)
     module.support_avx512bf16_for_cpu = True
     yield module
 

@@ -20,7 +20,8 @@ from torch.overrides import TorchFunctionMode
 from zamba_compat.patches.bitsandbytes import cpu_packing, cpu_product
 from zamba_compat.patches.bitsandbytes.cpu_packing import is_packed, pack, unpack_all
 
-from support.native import read_wide, there
+from support.native import there
+from zamba_compat import four_bit
 from zamba_compat._engine.releases import place
 from zamba_compat.adapters import Registry
 from zamba_compat.native.quantized import loops
@@ -153,7 +154,7 @@ class TestMended:
     def test_rows(self, linear: Linear, rows: int, bias: bool, dtype: torch.dtype) -> None:
         module = linear(rows, 256, bias=bias, compute_dtype=dtype)
         y = forward(module)
-        assert packed(module) and y.is_contiguous()
+        assert packed(module) == (dtype != torch.float32) and y.is_contiguous()
         assert forward(module, 0).numel() == 0 if rows == 0 else module(torch.randn(0, 256)).shape == (0, rows)
 
     @pytest.mark.parametrize("columns", [96, 100])
@@ -229,9 +230,9 @@ class TestMended:
 
     @pytest.mark.parametrize("training", [False, True])
     def test_gradients(self, linear: Linear, training: bool) -> None:
-        module = linear(80, 256, bias=True)
+        module = linear(80, 256, bias=True, compute_dtype=torch.float32)
         wanted = weights(module)
-        forward(module)
+        pack(module.weight)
         module.train(training)
         x = torch.randn(3, 256, requires_grad=True)
         y = module(x)
@@ -239,9 +240,7 @@ class TestMended:
         assert x.grad is not None and off(x.grad, wanted.sum(0).expand(3, -1)) < 1e-5
         assert off(y.detach(), x.detach() @ wanted.T + module.bias.detach()) < 1e-5
         assert module.bias.grad is not None
-        module.eval()
-        forward(module)
-        assert packed(module)
+        assert not packed(module)
 
     def test_gradients_of_a_direct_call(self, linear: Linear) -> None:
         module = linear(64, 256)
@@ -269,18 +268,35 @@ class TestMended:
         ):
             assert off(module(x), x @ weights(module).T) < KERNEL
 
-    @pytest.mark.parametrize("rows", [64, 80])
-    def test_many_tokens_take_the_plain_path(self, linear: Linear, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(cpu_packing, "most_tokens", lambda: 8)
-        module = linear(rows, 128)
-        wanted, off_by = weights(module), {}
-        for tokens in (1, 8, 9, 30):
+    @pytest.mark.parametrize("tokens", [1, 4, 16, 300])
+    @pytest.mark.parametrize("asked", [torch.bfloat16, torch.float32, None], ids=str)
+    def test_float32_is_not_rounded(self, linear: Linear, asked: Any, tokens: int) -> None:
+        """Neither at first nor after the weight was packed for another dtype."""
+        module = linear(80, 128, compute_dtype=asked, bias=True)
+        wanted = weights(module)
+        for _ in range(2):
             x = torch.randn(1, tokens, 128)
             with torch.no_grad():
-                off_by[tokens] = off(module(x), x @ wanted.T)
-            assert packed(module)
-        # Activations of 32 bits tell the paths apart: the kernel rounds them to 16.
-        assert off_by[1] > 1e-4 and off_by[8] > 1e-4 and off_by[9] < 1e-5 and off_by[30] < 1e-5
+                far = off(module(x), x @ wanted.T + module.bias)
+            assert far < 1e-5 if asked in (torch.float32, None) else far > 1e-4
+            pack(module.weight)
+
+    @pytest.mark.parametrize("tokens", [1, 4, 16, 300])
+    @pytest.mark.parametrize("kwargs", FORMATS[::3], ids=lambda f: "-".join(str(v) for v in f.values()))
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+    def test_the_kernels_own_bits(self, linear: Linear, dtype: torch.dtype, kwargs: Any, tokens: int) -> None:
+        """Whatever does not ask for float32 gets what bitsandbytes alone computes."""
+        module = linear(64, 256, bias=True, **kwargs)
+        x = torch.randn(2, tokens, 256).to(dtype)
+        data, state = functional._convert_weight_packed_for_cpu(
+            module.weight.data.clone(), copy.deepcopy(module.weight.quant_state)
+        )
+        sizes = list(state.shape), state.absmax, state.code, state.blocksize
+        with torch.no_grad():
+            found = module(x)
+            kernel = torch.ops.bitsandbytes.gemv_4bit.default(x.to(torch.bfloat16), torch.as_tensor(data), *sizes)
+        assert torch.equal(found, (kernel + module.bias.detach().to(torch.bfloat16)).to(dtype))
+        assert packed(module)
 
     @pytest.mark.parametrize("shape", [(0, 128), (2, 0, 128), (128,), (1, 1, 1, 128), (3, 5, 128)])
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -459,7 +475,7 @@ class Looking(TorchFunctionMode):
 def test_a_token_passes_by_no_mode(linear: Linear, bias: bool) -> None:
     module = linear(64, 128, bias=bias)
     x, seen = torch.randn(1, 1, module.in_features), []
-    with torch.no_grad():
+    with torch.no_grad(), four_bit.running():
         alone = module(x)
         for rows in (x, x.expand(1, 2, -1)):
             with Looking() as mode:
@@ -477,46 +493,39 @@ def pickled(module: Any) -> Any:
 
 
 class TestLoops:
-    """AVX512-BF16 and loops in C that are as fast: what computes in bfloat16 is not packed."""
+    """AVX512-BF16, and loops in C for a Zamba: in its forward pass nothing is packed."""
 
     @pytest.fixture(autouse=True)
-    def wide(self, kernel: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    def adapters(self, kernel: None) -> Iterator[None]:
         there(loops())
-        read_wide(True, monkeypatch)
         registry = Registry((*ADAPTERS[:-1], cpu_product.ADAPTER, ADAPTERS[-1]))
         registry.arm()
-        yield
+        with four_bit.running():
+            yield
         unpack_all()
         registry.disarm()
 
     @pytest.mark.parametrize("tokens", [1, 3, 40])
-    def test_nothing_is_packed(self, linear: Linear, tokens: int) -> None:
-        module = linear(96, 256, compute_dtype=torch.bfloat16)
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+    def test_nothing_is_packed(self, linear: Linear, dtype: torch.dtype, tokens: int) -> None:
+        module = linear(96, 256, compute_dtype=dtype)
         before, x = module.weight.data_ptr(), torch.randn(2, tokens, 256).bfloat16()
         with torch.no_grad():
             found = module(x)
         assert off(found, x.float() @ weights(module).float().T) < 5e-3
         assert module.weight.data_ptr() == before and not packed(module)
 
-    def test_what_was_packed_in_float32_is_unpacked(self, linear: Linear) -> None:
+    def test_what_was_packed_elsewhere_is_unpacked(self, linear: Linear) -> None:
         module = linear(80, 256)
         wanted = module.weight.data.clone()
-        forward(module)
+        pack(module.weight)
         assert packed(module)
-        module.compute_dtype = torch.bfloat16
         with torch.no_grad():
             module(torch.randn(1, 256).bfloat16())
         assert not packed(module) and torch.equal(module.weight.data, wanted)
 
-    def test_the_first_call_sets_the_dtype(self, linear: Linear) -> None:
-        """Until then a module computes in that of its input."""
-        module = linear(64, 256, compute_dtype=None)
-        with torch.no_grad():
-            module(torch.randn(1, 256).bfloat16())
-        assert not packed(module)
-
     def test_columns_that_the_loops_cannot_take(self, linear: Linear) -> None:
-        module = linear(64, 96, compute_dtype=torch.bfloat16)
+        module = linear(64, 96)
         x = torch.randn(3, 96).bfloat16()
         with torch.no_grad():
             assert off(module(x), x.float() @ weights(module).float().T) < KERNEL

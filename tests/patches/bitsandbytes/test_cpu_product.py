@@ -9,8 +9,8 @@ import pytest
 import torch
 from zamba_compat.patches.bitsandbytes import cpu_product
 
-from support.native import read_wide, there
-from zamba_compat import configure
+from support.native import there
+from zamba_compat import configure, four_bit
 from zamba_compat.adapters import Registry
 from zamba_compat.native.quantized import loops
 
@@ -35,11 +35,19 @@ def plain(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def adapter(plain: None) -> Iterator[None]:
+def other_model(plain: None) -> Iterator[None]:
+    """The adapter, and no Zamba that runs."""
     registry = Registry((cpu_product.ADAPTER,))
     registry.arm()
     yield
     registry.disarm()
+
+
+@pytest.fixture
+def adapter(other_model: None) -> Iterator[None]:
+    """Within a Zamba's forward pass."""
+    with four_bit.running():
+        yield
 
 
 @pytest.fixture
@@ -101,17 +109,33 @@ def test_gradients_are_bitsandbytes_own(adapter: None, linear: Linear) -> None:
     assert x.grad is not None and x.grad.abs().sum() > 0
 
 
-def test_it_is_left_out_where_bitsandbytes_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(functional, "has_avx512bf16", lambda: True)
-    read_wide(False, monkeypatch)
-    assert cpu_product.not_needed() is not None
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("tokens", [1, 40])
+def test_other_models_get_bitsandbytes_own_bits(
+    other_model: None, linear: Linear, tokens: int, dtype: torch.dtype
+) -> None:
+    module, x = linear(96, 128, compute_dtype=dtype, bias=True), torch.randn(tokens, 128).to(dtype)
+    with torch.no_grad():
+        weight = functional.dequantize_4bit(module.weight.data, module.weight.quant_state).to(dtype)
+        wanted = torch.nn.functional.linear(x, weight, module.bias.to(dtype))
+        assert torch.equal(module(x), wanted)
 
 
-def test_it_is_there_where_the_loops_are_faster(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(functional, "has_avx512bf16", lambda: True)
+def test_where_bitsandbytes_would_round_float32(linear: Linear, monkeypatch: pytest.MonkeyPatch) -> None:
     there(loops())
-    read_wide(True, monkeypatch)
-    assert cpu_product.not_needed() is None
+    monkeypatch.setattr(functional, "has_avx512bf16", lambda: True)
+    registry, seen = Registry((cpu_product.ADAPTER,)), []
+    registry.arm()
+    try:
+        monkeypatch.setattr(four_bit.Loops, "product", lambda self, *given: seen.append(given))
+        module = linear(96, 128).train()  # nothing is packed
+        with torch.no_grad():
+            bitsandbytes.matmul_4bit(torch.randn(1, 128), module.weight, module.weight.quant_state)
+            assert len(seen) == 1
+            bitsandbytes.matmul_4bit(torch.randn(1, 128).bfloat16(), module.weight, module.weight.quant_state)
+        assert len(seen) == 1
+    finally:
+        registry.disarm()
 
 
 def test_it_is_left_out_without_loops(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -117,3 +117,18 @@ def test_a_required_tensor_is_refused_before_anything_is_written(mended: bool, t
     with pytest.raises(CheckpointError, match=r"layers\.2\.mlp\.up_proj\.weight: .*/0 has it and .*/1 has not"):
         run(words_of(models), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_config_is_read_once_for_a_parent(armed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of names that are not stored as they are, each is looked for among those that transformers converts."""
+    from mergekit.architecture import WeightInfo
+    from mergekit.common import ModelReference
+
+    from zamba_compat.mergekit.presence import stores
+
+    model = ModelReference.model_validate(str(write_model(tmp_path / "model", "llama", 0)))
+    config, read_again = ModelReference.config, []
+    monkeypatch.setattr(ModelReference, "config", lambda *args, **kw: read_again.append(args) or config(*args, **kw))
+    for number in range(5):
+        assert not stores(model, WeightInfo(name=f"model.layers.{number}.nothing"), trust_remote_code=False)
+    assert len(read_again) == 1

@@ -275,7 +275,7 @@ def test_arming_after_mergekit_and_disarming(tmp_path: Path) -> None:
     finally:
         zamba_compat.install()
     states = {adapter.name: adapter.state for adapter in zamba_compat.status() if adapter.library == "mergekit"}
-    assert len(states) == 4 and set(states.values()) == {"applied"}
+    assert len(states) == 5 and set(states.values()) == {"applied"}
 
 
 IMPORT = ["-c", "import zamba_compat\nfrom mergekit.scripts.run_yaml import main\nmain()"]

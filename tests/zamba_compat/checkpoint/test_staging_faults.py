@@ -24,8 +24,27 @@ resource = pytest.importorskip("resource")
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks, namespaces and /proc")
 
 
-def test_row_50_missing_parent(tmp_path: Path) -> None:
-    refused(tmp_path / "x" / "d", "Nothing can be written beside it")
+@pytest.mark.parametrize("there", ["x/y", "x", ""])
+def test_missing_parents_are_made(tmp_path: Path, there: str) -> None:
+    (tmp_path / there).mkdir(parents=True, exist_ok=True)
+    destination = tmp_path / "x" / "y" / "d"
+    before = sorted(tmp_path.rglob("*"))
+    Staging(destination, overwrite=False, sources=()).check()
+    with Staging(destination, overwrite=False, sources=()) as staging:
+        staging.write("a", "x")
+    with pytest.raises(KeyboardInterrupt), Staging(destination, overwrite=False, sources=()) as staging:
+        raise KeyboardInterrupt
+    assert sorted(tmp_path.rglob("*")) == before  # without a trace
+    stage(destination)
+    assert snapshot(destination) == NEW and only(destination)
+
+
+def test_a_file_among_the_parents(tmp_path: Path) -> None:
+    (tmp_path / "x").touch()
+    refused(tmp_path / "x" / "y" / "d", "Not a directory")
+    with pytest.raises(DestinationError, match="Not a directory"):
+        Staging(tmp_path / "x" / "y" / "d", overwrite=False, sources=()).check()
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root writes everywhere")

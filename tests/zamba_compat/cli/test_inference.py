@@ -44,9 +44,7 @@ def test_generate(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatc
 
 def test_generate_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for words, said in (
-        ([str(TINY), "a", "--prompt-file", "b"], "two prompts"),
         ([str(TINY), "--prompt-file", str(tmp_path / "b")], "cannot be read"),
-        ([str(TINY), "a", "--temperature", "-1"], "temperature is -1.0"),
         ([str(tmp_path / "absent"), "a"], "no such directory"),
     ):
         assert main(["generate", *words]) == 3

@@ -104,7 +104,7 @@ def test_interrupted(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("words", "said"),
-    [([], "No program is named"), (["--", "-m"], "No module is named"), (["--", "-m", "no.such"], "no.such: There"),
+    [(["--", "-m", "no.such"], "no.such: There"),
      (["--", "acelerate"], "Did you mean accelerate"), (["--", "qqqqqqq"], "Install it")],
 )  # fmt: skip
 def test_refused(words: list[str], said: str) -> None:

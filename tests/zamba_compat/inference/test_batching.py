@@ -117,9 +117,9 @@ def test_nothing_is_overwritten_in_vain(tiny: Loaded, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("line", "words"),
-    [("{", "is no JSON"), ("[]", "neither"), ('{"text": "a"}', "neither"), ('{"prompt": ""}', "that is no text"),
+    [("{", "is no JSON"), ("[]", "neither"), ('{"text": "a"}', "neither"), ('{"prompt": ""}', 'an empty "prompt"'),
      ('{"prompt": 3}', "that is no text"), ('{"messages": []}', "no list of"), ('{"messages": ["a"]}', "no list of"),
-     ('{"prompt": "a", "messages": []}', "or both"), ('{"prompt": "a", "id": "\\ud800"}', "surrogate"),
+     ('{"prompt": "a", "messages": []}', "has both"), ('{"prompt": "a", "id": "\\ud800"}', "surrogate"),
      pytest.param('{"prompt": "a", "id": ' + "[" * 10**5, "is no JSON", id="deep")],
 )  # fmt: skip
 def test_refused_lines(line: str, words: str, tmp_path: Path) -> None:
@@ -184,5 +184,32 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert json.loads(capsys.readouterr().out)["answered"] == 5
     assert main([*words, "--max-new-tokens", "4"]) == 3
     assert "sampling changed since" in capsys.readouterr().err
-    assert main([*words, "--batch-size", "0"]) == 3
+    assert main([*words, "--batch-size", "0"]) == 2
     assert batching.read_requests(source)[1] in (tmp_path / "out.state.json").read_text()
+
+
+def test_a_row_that_stops_at_a_text(tiny: Loaded, tmp_path: Path) -> None:
+    requests, _ = read_requests(write(tmp_path / "in", [{"prompt": prompt} for prompt in PROMPTS]))
+    whole = [one["text"] for one in answer(tiny, requests, SOME)]
+    stop = whole[0][3:5]
+    found = answer(tiny, requests, Sampling(max_new_tokens=12, stop=(stop,)))
+    assert [one["text"] for one in found] == [text.split(stop)[0] for text in whole]
+    for one, text in zip(found, whole, strict=True):
+        assert (one["finish_reason"] == "stop") == (stop in text)
+        assert (one["new_tokens"] < 12) == (stop in text[:-1])
+        alone = generate(tiny, PROMPTS[one["index"]], Sampling(max_new_tokens=12, stop=(stop,)))
+        assert (alone.text, alone.new_tokens, alone.finish_reason) == (
+            one["text"],
+            one["new_tokens"],
+            one["finish_reason"],
+        )
+
+
+def test_a_journal_of_before_stop_and_min_p_is_gone_on_with(tiny: Loaded, tmp_path: Path) -> None:
+    source, out = write(tmp_path / "in", [{"prompt": prompt} for prompt in PROMPTS]), tmp_path / "out"
+    run_batch(source, out, lambda: tiny, SOME, identity={})
+    state = json.loads((tmp_path / "out.state.json").read_text())
+    assert set(state["sampling"]) == {"max_new_tokens", "temperature", "top_p", "top_k", "repetition_penalty"}
+    assert run_batch(source, out, lambda: tiny, SOME, identity={}).found == 5
+    with pytest.raises(DestinationError, match="sampling changed"):
+        run_batch(source, out, lambda: tiny, Sampling(max_new_tokens=12, stop=("x",)), identity={})

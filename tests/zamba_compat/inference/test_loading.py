@@ -43,7 +43,7 @@ def test_quantized_before(tmp_path: Path) -> None:
     for how in ("auto", "4bit"):
         loaded = load(str(tmp_path / "made"), Loading(load=how, device="cpu"))
         assert type(loaded.model.model.layers[0].mamba.in_proj).__name__ == "Linear4bit"
-    with pytest.raises(CheckpointError, match="stored in 4bit, so it cannot be loaded in bf16"):
+    with pytest.raises(CheckpointError, match="stored in 4bit, so it cannot be loaded in bfloat16"):
         load(str(tmp_path / "made"), Loading(load="bf16"))
 
 
@@ -57,9 +57,7 @@ def test_quantized_in_another_way(tmp_path: Path) -> None:
 
 
 def test_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "transformers.AutoConfig.from_pretrained", lambda name: pytest.fail(f"the hub is asked: {name}")
-    )
+    monkeypatch.setattr("socket.getaddrinfo", lambda *_: pytest.fail("the hub is asked"))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "models").mkdir()
     for name in (
@@ -72,7 +70,7 @@ def test_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "a\0b",
         "",
     ):
-        with pytest.raises(CheckpointError, match=r"There is no such directory\."):
+        with pytest.raises(CheckpointError, match=r"There is no such directory|null"):
             load(name)
     monkeypatch.undo()
     with pytest.raises(CheckpointError, match="No model can be loaded"):

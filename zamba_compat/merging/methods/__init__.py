@@ -2,20 +2,50 @@
 
 from __future__ import annotations
 
-from .base import Method, Share
-from .linear import Linear
-from .slerp import Slerp
-from .task_arithmetic import TaskArithmetic
+from . import (
+    arcee_fusion,
+    breadcrumbs,
+    dare,
+    della,
+    karcher,
+    linear,
+    model_stock,
+    multislerp,
+    nearswap,
+    nuslerp,
+    passthrough,
+    ram,
+    sce,
+    slerp,
+    task_arithmetic,
+    ties,
+)
+from .base import About, Method, Share
 
-__all__ = ["METHODS", "PARAMETERS", "Method", "Share"]
+__all__ = ["METHODS", "PARAMETERS", "About", "Method", "Share"]
 
 METHODS: dict[str, Method] = {
-    "slerp": Slerp(rows=False, title="SLERP"),
-    "slerp_rowwise": Slerp(rows=True, title="SLERP, row by row"),
-    "linear": Linear(),
-    "task_arithmetic": TaskArithmetic(),
+    "slerp": slerp.METHOD,
+    "slerp_rowwise": slerp.BY_ROWS,
+    "linear": linear.METHOD,
+    "task_arithmetic": task_arithmetic.METHOD,
+    "ties": ties.METHOD,
+    "dare_ties": dare.WITH_TIES,
+    "dare_linear": dare.METHOD,
+    "della": della.METHOD,
+    "della_linear": della.LINEAR,
+    "breadcrumbs": breadcrumbs.METHOD,
+    "breadcrumbs_ties": breadcrumbs.WITH_TIES,
+    "nuslerp": nuslerp.METHOD,
+    "multislerp": multislerp.METHOD,
+    "karcher": karcher.METHOD,
+    "model_stock": model_stock.METHOD,
+    "sce": sce.METHOD,
+    "ram": ram.METHOD,
+    "ramplus_tl": ram.PLUS,
+    "nearswap": nearswap.METHOD,
+    "arcee_fusion": arcee_fusion.METHOD,
+    "passthrough": passthrough.METHOD,
 }
-# Of mergekit's methods, those not done here too: what is none of these is a slip of the pen.
-PARAMETERS = frozenset(
-    {"t", "weight", "normalize", "lambda", "density", "rescale", "int8_mask", "gamma", "epsilon", "scale"}
-)
+# What is none of these is a slip of the pen.
+PARAMETERS = frozenset(name for method in METHODS.values() for name in method.parameters)

@@ -6,60 +6,48 @@ tensors' own dtype where this adds in float32.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from zamba_compat.errors import ConfigError
 from zamba_compat.merging.sums import Sum, Weighted
 
-from .base import Look, Share, number, numbers_only
-
-if TYPE_CHECKING:
-    from zamba_compat.merging.settings import Setting
+from .base import About, Look, Method, Parameter, Share
 
 
 @dataclass(frozen=True)
-class Linear:
-    """See the module."""
+class Linear(Method):
+    """See the module. The base takes part like the other models."""
 
     title: str = "Linear"
     url: str = "https://arxiv.org/abs/2203.05482"
-    parameters: frozenset[str] = frozenset({"weight", "normalize"})
+    takes: Mapping[str, Parameter] = field(
+        default_factory=lambda: {"weight": Parameter(None, each=True), "normalize": Parameter(True)}
+    )
+    main: str = "weight"
+    base: str = ""
 
-    def check(self, name: str, setting: Setting, where: str) -> None:
-        numbers_only(name, setting, where)
-
-    def share(self, look: Look, models: Sequence[str], base: str, own_base: str, where: str) -> Share | None:
+    def share(self, look: Look, models: Sequence[str], base: str, own_base: str | None, where: str) -> Share | None:
         if len(models) == 1:
-            return Share({models[0]: 1.0}, normalize=True)
-        found = {model: look("weight", model) for model in models}
-        if all(weight is None for weight in found.values()):
-            return None
-        missing = [model for model, weight in found.items() if weight is None]
-        if missing:
-            raise ConfigError(
-                f"There is no weight for {', '.join(missing)}.",
-                where=where,
-                remedy="Give every model a weight for the same tensors; 0 leaves one out. base_model takes part, too.",
-            )
-        normalize = look("normalize", None)
-        weights = {model: number(weight) for model, weight in found.items() if weight is not None}
-        return Share(weights, normalize=True if normalize is None else bool(normalize))
+            return self.kept(models[0])
+        return super().share(look, models, base, own_base, where)
 
     def kept(self, base: str) -> Share:
-        return Share({base: 1.0}, normalize=True)
+        return Share({base: 1.0}, {"normalize": True})
 
-    def sum(self, share: Share, base: str, where: str) -> tuple[tuple[str, ...], Sum | None]:
-        total = sum(share.weights.values()) if share.normalize else 1.0
+    def sum(self, share: Share, about: About) -> tuple[tuple[str, ...], Sum | None]:
+        total = sum(share.weights.values()) if share.values["normalize"] else 1.0
         if total == 0 or not any(share.weights.values()):
-            raise ConfigError("The weights add up to 0.", where=where, remedy="Give weights with another sum.")
+            raise ConfigError("The weights add up to 0.", where=about.where, remedy="Give weights with another sum.")
         return weighted({model: weight / total for model, weight in share.weights.items()})
 
 
-def weighted(coefficients: dict[str, float]) -> tuple[tuple[str, ...], Sum | None]:
+def weighted(coefficients: Mapping[str, float]) -> tuple[tuple[str, ...], Sum | None]:
     """A sum without the models that add nothing to it."""
     used = {model: coefficient for model, coefficient in coefficients.items() if coefficient}
     if list(used.values()) == [1.0]:
         return tuple(used), None
     return tuple(used), Weighted(tuple(used.values()))
+
+
+METHOD = Linear()

@@ -7,37 +7,26 @@ the tensors themselves, not their directions, so lengths are interpolated too. S
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from zamba_compat.errors import ConfigError
 from zamba_compat.merging.sums import RowSlerp, Sum, WholeSlerp
 
-from .base import Look, Share, number, numbers_only
-
-if TYPE_CHECKING:
-    from zamba_compat.merging.settings import Setting
+from .base import About, Look, Method, Parameter, Share, number
 
 
 @dataclass(frozen=True)
-class Slerp:
+class Slerp(Method):
     """See the module. Attribute: rows: take every row of a matrix for itself."""
 
-    rows: bool
-    title: str
+    title: str = "SLERP"
     url: str = "https://en.wikipedia.org/wiki/Slerp"
-    parameters: frozenset[str] = frozenset({"t"})
+    takes: Mapping[str, Parameter] = field(default_factory=lambda: {"t": Parameter(None, least=0, most=1)})
+    main: str = "t"
+    rows: bool = False
 
-    def check(self, name: str, setting: Setting, where: str) -> None:
-        numbers_only(name, setting, where)
-        for value in setting.scalars():
-            if not 0 <= number(value) <= 1:
-                raise ConfigError(
-                    f"t is {value}, outside of [0, 1].", where=where, remedy="0 is the base, 1 the other model."
-                )
-
-    def share(self, look: Look, models: Sequence[str], base: str, own_base: str, where: str) -> Share | None:
+    def share(self, look: Look, models: Sequence[str], base: str, own_base: str | None, where: str) -> Share | None:
         others = [model for model in models if model != base]
         if len(models) == 1:
             return Share(dict.fromkeys(others, 1.0))
@@ -55,16 +44,20 @@ class Slerp:
     def kept(self, base: str) -> Share:
         return Share()
 
-    def sum(self, share: Share, base: str, where: str) -> tuple[tuple[str, ...], Sum | None]:
+    def sum(self, share: Share, about: About) -> tuple[tuple[str, ...], Sum | None]:
         weights = {model: t for model, t in share.weights.items() if t}
         if len(weights) > 1:
             raise ConfigError(
                 f"A shared tensor would go from the base to {' and '.join(weights)} at once.",
-                where=where,
+                where=about.where,
                 remedy="Merge the layers that share a block with one model, or use shared: separate.",
             )
         for other, t in weights.items():
             if t == 1:
                 return (other,), None
-            return (base, other), RowSlerp(t) if self.rows else WholeSlerp(t)
-        return (base,), None
+            return (about.base, other), RowSlerp(t) if self.rows else WholeSlerp(t)
+        return (about.base,), None
+
+
+METHOD = Slerp()
+BY_ROWS = Slerp("SLERP, row by row", rows=True)

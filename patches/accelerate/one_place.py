@@ -1,0 +1,65 @@
+"""Load and place a shared block once, under all of its names, where accelerate is called directly.
+
+Symptom:  load_checkpoint_and_dispatch and dispatch_model with a block on the CPU and on the disk: KeyError
+          'model.layers.17.shared_transformer.input_layernorm.weight'. Checkpoints that hold a block elsewhere than at
+          its first layer: tensors that stay on the meta device.
+Cause:    the offload index has the names that are stored; the map names layers.
+Upstream: none known.
+Goes:     when accelerate places tied tensors together.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from zamba_compat.adapters import Adapter, Patch
+
+
+def load_checkpoint_in_model(original: Any) -> Any:
+    import inspect
+
+    signature = inspect.signature(original)
+
+    @functools.wraps(original)
+    def load_checkpoint_in_model(*args: Any, **kwargs: Any) -> Any:
+        from zamba_compat.accelerated import load_in_model
+
+        return load_in_model(original, **signature.bind(*args, **kwargs).arguments)
+
+    return load_checkpoint_in_model
+
+
+def dispatch_model(original: Any) -> Any:
+    import inspect
+
+    signature = inspect.signature(original)
+
+    @functools.wraps(original)
+    def dispatch_model(*args: Any, **kwargs: Any) -> Any:
+        from zamba_compat.placement import dispatch
+
+        return dispatch(original, **signature.bind(*args, **kwargs).arguments)
+
+    return dispatch_model
+
+
+ADAPTER = Adapter(
+    name="accelerate-one-place",
+    library="accelerate",
+    since="1.0",
+    group="placement",
+    upstream="none known",
+    patches=(
+        Patch(
+            target="accelerate.big_modeling:load_checkpoint_in_model",
+            replace=load_checkpoint_in_model,
+            signature=("model", "checkpoint", "device_map", ...),
+        ),
+        Patch(
+            target="accelerate.big_modeling:dispatch_model",
+            replace=dispatch_model,
+            signature=("model", "device_map", ...),
+        ),
+    ),
+)

@@ -1,0 +1,14 @@
+import torch
+from transformers import Zamba2Config, Zamba2ForCausalLM
+
+torch.manual_seed(0)
+config = Zamba2Config(
+    vocab_size=64, hidden_size=64, num_hidden_layers=6, layers_block_type=["mamba", "hybrid"] * 3, num_mem_blocks=1,
+    mamba_d_state=8, mamba_ngroups=1, n_mamba_heads=4, intermediate_size=128, num_attention_heads=4, adapter_rank=4,
+)  # fmt: skip
+model = Zamba2ForCausalLM(config).eval()
+ids = torch.arange(3, 13)[None]
+try:
+    model.generate(inputs_embeds=model.get_input_embeddings()(ids), max_new_tokens=2)
+except ValueError as error:
+    raise SystemExit(f"ValueError: {str(error)[:200]}") from None
