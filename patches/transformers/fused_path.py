@@ -86,7 +86,7 @@ def _is_kernel(function: Any) -> bool:
         if own is not None and getattr(own, "__func__", own) is not original:
             return True
         function = _closure(original)["func"]
-    return bool(_closure(function)["is_new_implementation"])
+    return _closure(function)["implementation"] is not function.__wrapped__
 
 
 def _closure(function: Any) -> dict[str, Any]:

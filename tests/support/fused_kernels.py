@@ -307,9 +307,9 @@ def _modules() -> dict[str, ModuleType]:
 def in_use(functions: dict[str, Any] | None = None, *, stock: bool = False) -> Iterator[None]:
     """Within it, transformers' Zamba2 has the kernels, and takes CPU tensors for its own kind of device's.
 
-    functions: other functions under the names of those above, such as the real ones. stock: without zamba_compat;
-    releases that ask for the device are then sent to the method that calls the kernels. Models have to be built before:
-    some releases look for kernels whenever a mixer is made.
+    functions: other functions under the names of those above, such as the real ones. stock: without zamba_compat.
+    Without that or its adapter, releases that ask for the device are sent to the method that calls the kernels.
+    Models have to be built before: some releases look for kernels whenever a mixer is made.
     """
     from transformers.models.zamba2 import modeling_zamba2 as modeling
 
@@ -325,16 +325,10 @@ def in_use(functions: dict[str, Any] | None = None, *, stock: bool = False) -> I
             for name, function in found.items():
                 put(modeling, name, function)
             put(modeling, "is_fast_path_available", True)
-            if stock:
-                kernels = mixer.cuda_kernels_forward
-
-                def forward(self: Any, hidden_states: Any, *args: Any, **kwargs: Any) -> Any:
-                    given = dict(zip(("cache_params", "attention_mask"), args, strict=False)) | kwargs
-                    return kernels(self, hidden_states, given.get("cache_params"), given.get("attention_mask"))
-
-                put(mixer, "forward", forward)
         else:
             _redecorate(modeling, found, put)
+        if not _is_ours(mixer.forward):
+            put(mixer, "forward", _own(mixer))
         if not stock:
             from zamba_compat import mamba2_fused
 
@@ -343,6 +337,33 @@ def in_use(functions: dict[str, Any] | None = None, *, stock: bool = False) -> I
     finally:
         for owner, name, value in reversed(undo):
             setattr(owner, name, value)
+
+
+def _is_ours(forward: Any) -> bool:
+    """Whether the adapter of the fused path is in place."""
+    return bool(getattr(forward, "calls_out_proj", False))
+
+
+def _own(mixer: Any) -> Any:
+    """The release's own forward on its own kind of device, below whatever was put in its place."""
+    if hasattr(mixer, "cuda_kernels_forward"):
+
+        def forward(self: Any, hidden_states: Any, *args: Any, **kwargs: Any) -> Any:
+            given = dict(zip(("cache_params", "attention_mask"), args, strict=False)) | kwargs
+            return mixer.cuda_kernels_forward(
+                self, hidden_states, given.get("cache_params"), given.get("attention_mask")
+            )
+
+        return forward
+    return below(mixer.forward)
+
+
+def below(function: Any) -> Any:
+    """A release's own function, below the adapters' replacements, each of which keeps it as its `original`."""
+    while "original" in function.__code__.co_freevars:
+        cells = dict(zip(function.__code__.co_freevars, function.__closure__, strict=True))
+        function = cells["original"].cell_contents
+    return function
 
 
 def _redecorate(modeling: Any, found: dict[str, Any], put: Any) -> None:
