@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -69,7 +70,18 @@ class Stored:
         Raises:
             MissingTensorError, CheckpointError: see `foreign_names.own_names`.
         """
-        names = names_in_model(model, self.names, self.read, self.where)
+        self._call(names_in_model(model, self.names, self.read, self.where))
+
+    def map(self, patterns: Mapping[str, str]) -> None:
+        """Call the tensors as a caller's `key_mapping` does: the first pattern that a name has is replaced in it."""
+        names = {}
+        for name in self.names:
+            pattern = next((pattern for pattern in patterns if re.search(pattern, name)), None)
+            names[name if pattern is None else re.sub(pattern, patterns[pattern], name)] = name
+        self._call(names)
+
+    def _call(self, names: Mapping[str, str]) -> None:
+        """Take other names for the tensors: those -> the ones they have."""
         read, slices, files = self._read, self._slice, self.file_of
         self._read = {own: read[name] for own, name in names.items()}
         self._slice = {own: slices[name] for own, name in names.items() if name in slices}
@@ -203,7 +215,11 @@ def hub_layout(call: LoaderCall, opened: ExitStack) -> dict[str, Any] | None:
     if state_dict is not None and not state_dict:
         return None  # this asks for an initialised model
     stored = Stored(state_dict, files, opened)
-    if not call.names_are_mapped:
+    patterns = None if call.config is not None else call.given.get("key_mapping")
+    if patterns:  # 4.x looks for the model's prefix before it maps the names
+        stored.map(patterns)
+        call.given["key_mapping"] = None
+    elif not call.names_are_mapped:
         stored.rename(model)
     if quantizer is not None and is_bitsandbytes(quantizer):
         fit_to_stored(model, stored.names, quantizer.quantization_config, stored.where)

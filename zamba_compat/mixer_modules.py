@@ -63,6 +63,13 @@ def _seen(module: Any) -> bool:
 
 def forward(mixer: Any, given: Step, calls: Calls) -> tuple[Tensor, Tensor, Tensor]:
     """`mamba2.mixer_forward` by the mixer's modules: the output and both states."""
+    if calls.convolution:
+        return _forward(mixer, given, calls)
+    with _told(mixer.conv1d):
+        return _forward(mixer, given, calls)
+
+
+def _forward(mixer: Any, given: Step, calls: Calls) -> tuple[Tensor, Tensor, Tensor]:
     x, kept, order = given.hidden_states, given.kept, given.order
     inner, heads, groups = mixer.intermediate_size, mixer.num_heads, mixer.n_groups
     bc_size = groups * mixer.ssm_state_size
@@ -141,6 +148,21 @@ def parameters(mixer: Any, dtype: torch.dtype) -> tuple[Tensor, Tensor | None, T
 def no_autocast(device_type: str) -> Any:
     """Autocast would run the matrix products of the scan in 16 bits."""
     return nullcontext() if device_type == "meta" else torch.autocast(device_type, enabled=False)
+
+
+@contextmanager
+def _told(module: Any) -> Iterator[None]:
+    """Let a hook of accelerate's kind see a module whose weights alone are used, as transformers does from 5.14 on.
+
+    accelerate's own placement is seen to where the weights are used.
+    """
+    hook = getattr(module, "_hf_hook", None)
+    if hook is None or is_only_placed(module):
+        yield
+        return
+    hook.pre_forward(module)
+    yield
+    hook.post_forward(module, ())
 
 
 @contextmanager

@@ -252,6 +252,17 @@ def test_the_support_file_has_every_release() -> None:
         assert entry["import"]["passed"] > 0
 
 
+def test_the_support_file_is_of_these_tests() -> None:
+    """A test more or less, and the file is to be made anew: `make matrix`."""
+    suite = ROOT / "tests" / "conformance"
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", suite]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    collected = int(re.search(r"(\d+) tests? collected", done.stdout)[1])
+    support = json.loads((ROOT / "docs" / "support.json").read_text(encoding="utf-8"))
+    totals = {release: sum(entry["import"].values()) for release, entry in support["releases"].items()}
+    assert totals == dict.fromkeys(totals, collected)
+
+
 def test_the_scripts_say_how_they_are_used() -> None:
     for script in ("matrix.py", "overlays.py"):
         command = [sys.executable, ROOT / "tools" / script, "--help"]
