@@ -248,14 +248,14 @@ def test_other_architectures(tmp_path: Path) -> None:
             assert torch.equal(merged[key], tensor), key
 
 
-@pytest.mark.parametrize("kind", ["file", "full", "no parent", "source"])
+@pytest.mark.parametrize("kind", ["file", "full", "in a file", "source"])
 def test_a_dry_run_looks_at_the_destination(kind: str, tmp_path: Path) -> None:
     config, base, other = parents()
     first, second = write(tmp_path, config, base, other)
     words = slerp_of(first, second, config["num_hidden_layers"], 0.5)
-    place = {"no parent": tmp_path / "a" / "b", "source": first}.get(kind, tmp_path / "out")
-    if kind == "file":
-        place.touch()
+    place = {"in a file": tmp_path / "out" / "b", "source": first}.get(kind, tmp_path / "out")
+    if kind in ("file", "in a file"):
+        (tmp_path / "out").touch()
     elif kind == "full":
         place.mkdir()
         (place / "thesis.tex").touch()
