@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-pytestmark = [pytest.mark.ours, pytest.mark.thorough]
+pytestmark = pytest.mark.ours
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 
 from _quantizers.checks import check  # noqa: E402
