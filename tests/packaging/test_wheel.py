@@ -141,7 +141,7 @@ def test_metadata(metadata: Message) -> None:
     assert metadata.get_all("Classifier") == project["classifiers"]
     assert metadata["Description-Content-Type"] == "text/markdown"
     assert str(metadata.get_payload()).strip() == (ROOT / "README.md").read_text(encoding="utf-8").strip()
-    extras = {"dev", "eval", "finetune", "mergekit", "plot", "quant", "test"}
+    extras = {"completion", "dev", "eval", "finetune", "mergekit", "plot", "quant", "test"}
     assert set(metadata.get_all("Provides-Extra", [])) == extras
 
 
@@ -162,9 +162,9 @@ def test_wheel_holds_the_packages_and_nothing_else(wheel: Path) -> None:
         assert b"zamba-compat = zamba_compat.cli.main:main" in archive.read(entry_points)
     own = {path.relative_to(ROOT).as_posix() for path in (ROOT / "zamba_compat").rglob("*.py")}
     adapters = {path.relative_to(ROOT).as_posix() for path in (ROOT / "patches").rglob("*.py")}
-    data = {"zamba_compat/py.typed", "zamba_compat/inference/questions.json"}
+    data = {"py.typed", "inference/questions.json", "patches/verified.json"}
     compiled = {"zamba_compat/native/_kernels.so"} if COMPILER else set()
-    assert names == own | {f"zamba_compat/{path}" for path in adapters} | data | compiled
+    assert names == own | {f"zamba_compat/{path}" for path in adapters} | {f"zamba_compat/{path}" for path in data} | compiled
     assert wheel.name.split("-")[2:4] == ["py3", "none"]
 
 
