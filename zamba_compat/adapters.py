@@ -151,7 +151,7 @@ class Registry:
     def refuse(self, library: str, group: str, why: str) -> None:
         """Take a group back, because what it computes is wrong in a release that was not tested."""
         for adapter in self._libraries[library]:
-            if adapter.group == group:
+            if adapter.group == group and self._applier.place(adapter).kind != "outside":
                 with self._applier.lock:
                     generation = self._applier.generation
                 self._applier.fail(adapter, adapter.targets[0], Exception(why), generation)

@@ -51,9 +51,14 @@ def get_modules_to_not_convert(original: Any) -> Any:
 
 
 def load(original: Any) -> Any:
+    import inspect
+
+    signature = inspect.signature(original)
+
     @functools.wraps(original)
-    def _load_pretrained_model(model: Any, *args: Any, **kwargs: Any) -> Any:
-        result = original(model, *args, **kwargs)
+    def _load_pretrained_model(*args: Any, **kwargs: Any) -> Any:
+        model = signature.bind(*args, **kwargs).arguments["model"]
+        result = original(*args, **kwargs)
         if getattr(model, "is_quantized", False):
             from zamba_compat.quantizers import without_aliases
 
@@ -92,7 +97,7 @@ ADAPTERS = (
             group="quantization",
             target=f"transformers.models.{model_type}.modeling_{model_type}:{cls}._load_pretrained_model",
             replace=load,
-            signature=("model", "state_dict", ...),
+            signature=(..., "model", "state_dict", ...),
             upstream="none known",
         )
         for model_type, cls in (("zamba2", "Zamba2PreTrainedModel"), ("zamba", "ZambaPreTrainedModel"))

@@ -66,6 +66,11 @@ class Verdict(NamedTuple):
         """The groups among `off` without which a result can be wrong."""
         return [group for group in self.off if group in GUARDING]
 
+    @property
+    def changed_functions(self) -> list[str]:
+        """The names of `changed`, without modules; one for what Zamba and Zamba2 take over from the same class."""
+        return list(dict.fromkeys(name.partition(":")[2].rpartition("PreTrainedModel.")[2] for name in self.changed))
+
     def sentence(self) -> str:
         """The verdict in one line."""
         name = f"{self.library} {self.installed or '(of a release that cannot be told)'}"
@@ -73,9 +78,8 @@ class Verdict(NamedTuple):
         if self.verified:
             return f"{name}: verified, {self.active} adapters{off}"
         known = "newer than what was tested" if self._is_newer() else "not one of the tested releases"
-        short = (target.partition(":")[2].rpartition("PreTrainedModel.")[2] for target in self.changed)
-        functions = list(dict.fromkeys(short))
-        how = f", what they do is checked since {', '.join(functions)} changed" if functions else " unchanged"
+        functions = ", ".join(self.changed_functions)
+        how = f", what they do is checked since {functions} changed" if functions else " unchanged"
         return f"{name} is {known}; {self.active} adapters apply{how}{off}"
 
     def _is_newer(self) -> bool:

@@ -118,7 +118,7 @@ def _report(faults: Sequence[Fault], doing: str) -> None:
 def _why(verdict: Any, group: str) -> str:
     if group in verdict.off:
         return f", which is off: {verdict.off[group]}"
-    return f"; changed: {', '.join(verdict.changed)}" if verdict.changed else ""
+    return f"; changed: {', '.join(verdict.changed_functions)}" if verdict.changed else ""
 
 
 def _without_changed_adapters() -> bool:
