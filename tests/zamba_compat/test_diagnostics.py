@@ -81,6 +81,4 @@ def test_doctor_answers_without_torch_and_transformers(tmp_path: Path) -> None:
 
 
 def test_usage_errors(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stop:
-        zamba_compat.cli.main.main(["dokter"])
-    assert stop.value.code == 2
+    assert zamba_compat.cli.main.main(["dokter"]) == 2

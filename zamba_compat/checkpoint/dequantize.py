@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from zamba_compat.errors import CheckpointError
-from zamba_compat.quant_states import format_of
+from zamba_compat.quant_states import BITSANDBYTES, format_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,7 +39,7 @@ def dequantize(weight: Tensor, parts: Mapping[str, Tensor], *, where: str) -> Te
     Raises:
         CheckpointError: parts that are missing or do not fit each other.
     """
-    if method_of(parts) == "unknown":
+    if format_of(parts) not in (*BITSANDBYTES, "unknown"):
         raise CheckpointError(
             f"It is stored in the format of {format_of(parts)}, whose values are not read here.",
             where=where,
