@@ -29,7 +29,8 @@ def installed(library: str) -> Version | None:
 
 def run(file: str) -> subprocess.CompletedProcess[str]:
     """Without this package, of which stock libraries know nothing."""
-    environment = {**os.environ, "PYTHONPATH": "", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    releases = os.pathsep.join(path for path in sys.path if ".overlays" in Path(path).parts)
+    environment = {**os.environ, "PYTHONPATH": releases, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-W", "ignore", str(HERE / f"{file}.py")]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
 
