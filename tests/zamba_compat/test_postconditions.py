@@ -110,18 +110,19 @@ def test_a_block_that_is_held_twice(tmp_path: Path) -> None:
     assert "which it shares" in fault.what
 
 
-@pytest.mark.parametrize("where", ["shared", "mixer", "head"])
+@pytest.mark.parametrize("where", ["shared", "mixer", "embedding"])
 @pytest.mark.usefixtures("right_numbers")
-def test_a_tensor_that_is_not_the_stored_one(where: str, tmp_path: Path) -> None:
+def test_tensors_that_are_not_the_stored_ones(where: str, tmp_path: Path) -> None:
     directory = checkpoint(tmp_path, "partial")
     model = load(directory)
-    weight = {
-        "shared": block(model, 0).self_attn.q_proj.weight,
-        "mixer": model.model.layers[0].mamba.dt_bias,
-        "head": model.model.final_layernorm.weight,
+    weights = {
+        "shared": [block(model, 0).self_attn.q_proj.weight],
+        "mixer": list(model.model.layers[0].mamba.parameters()),  # every fourth of them is looked at
+        "embedding": [model.model.embed_tokens.weight],
     }[where]
     with torch.no_grad():
-        weight.copy_(torch.randn_like(weight))
+        for weight in weights:
+            weight.copy_(torch.randn_like(weight))
     faults = found(model, directory)
     assert {fault.group for fault in faults} == {"loading"}
 

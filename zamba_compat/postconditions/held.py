@@ -25,11 +25,14 @@ WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 def shared_once(model: Any) -> list[Fault]:
     """Every parameter of a shared block is one and the same at all positions of its block."""
     sharing = SharingMap.from_config(model.config)
-    present = dict(model.named_parameters(remove_duplicate=False))
+    present = {
+        f"{path}.{name}": parameter
+        for path, module in model.named_modules(remove_duplicate=False)
+        if sharing.stem in path
+        for name, parameter in module._parameters.items()
+        if parameter is not None
+    }
     for name, parameter in present.items():
-        shared = sharing.parse(name)
-        if shared is None:
-            continue
         canonical = sharing.canonical_key(name)
         if present.get(canonical) is not parameter:
             return [Fault("tying", f"{name} is not {canonical}, which it shares")]
@@ -78,7 +81,7 @@ def placed(model: Any) -> list[Fault]:
     """What accelerate has put on disk or on the CPU can be brought back: its index knows every name."""
     known: dict[int, set[str]] = {}
     for module in model.modules():
-        hook = getattr(module, "_hf_hook", None)
+        hook = vars(module).get("_hf_hook")
         one: Any
         for one in getattr(hook, "hooks", (hook,)):
             weights: Any = getattr(one, "weights_map", None)
@@ -92,7 +95,7 @@ def placed(model: Any) -> list[Fault]:
 
 
 def as_stored(model: Any, source: Mapping[str, Any]) -> list[Fault]:
-    """What the model holds is what the checkpoint stores, compared in a row of every tensor.
+    """What the model holds is what the checkpoint stores: a row of every shared tensor, and of every fourth other.
 
     Raises:
         MissingTensorError: a shared tensor is stored nowhere.
@@ -103,7 +106,9 @@ def as_stored(model: Any, source: Mapping[str, Any]) -> list[Fault]:
         return []
     with ExitStack() as opened:
         stored = _read(given, files, opened)
-        if not source.get("key_mapping"):
+        modules = dict(model.named_modules(remove_duplicate=False))
+        foreign = any(name.rpartition(".")[0] not in modules for name in stored)
+        if foreign and not source.get("key_mapping"):
             own = names_in_model(model, stored, lambda name: stored[name]()[...])
             stored = {name: stored[other] for name, other in own.items()}
         return list(_differences(model, stored, settings().divergent))[:3]
@@ -180,7 +185,12 @@ def _read(state_dict: Mapping[str, Any] | None, files: list[str], opened: ExitSt
 def _differences(model: Any, stored: Mapping[str, Callable[[], Any]], choice: str) -> Iterator[Fault]:
     sharing = SharingMap.from_config(model.config)
     modules = dict(model.named_modules(remove_duplicate=False))
+    others = 0
     for name, source in _pairs(plan(stored, sharing), choice):
+        if sharing.stem not in name:
+            others += 1
+            if others % 4 != 1:  # loaders go wrong by kind, by layer or by file, and the time is the user's
+                continue
         for here in (name, f"model.{name}", name.removeprefix("model.")):
             path, _, attribute = here.rpartition(".")
             if path in modules and (held := getattr(modules[path], attribute, None)) is not None:
