@@ -47,7 +47,7 @@ def dispatch_model(original: Any) -> Any:
 ADAPTER = Adapter(
     name="accelerate-one-place",
     library="accelerate",
-    since="1.0",
+    since="1.15",  # older ones fail with an error of their own, and were not mended
     group="placement",
     upstream="none known",
     patches=(
