@@ -4,6 +4,8 @@
     python tools/matrix.py --ci                   CI's releases
     python tools/matrix.py --releases 5.1.0,5.17.0 -- -k rotary
     python tools/matrix.py --stock                without the import: what an adapter mends must fail
+    python tools/matrix.py --json docs/support.json --new tests/conformance/test_x.py
+                                                  a file that no release has run yet, beside what they have
     python tools/matrix.py --no-run --write-readme
 
 Exit status: 0 all right, 1 a failure, 2 wrong usage, 130 interrupted.
@@ -47,6 +49,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     mode.add_argument("--with-import", dest="mode", action="store_const", const="import", help="the default")
     mode.add_argument("--stock", dest="mode", action="store_const", const="stock", help="without zamba_compat")
     parser.add_argument("--json", type=Path, metavar="FILE", help="put the results into FILE")
+    parser.add_argument("--new", nargs="+", type=Path, metavar="TEST", help="these files alone; --json adds up")
     parser.add_argument("--write-readme", action="store_true", help="make the README's table anew")
     parser.add_argument("--keep-going", action="store_true", help="run all releases even if one fails")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, metavar="N", help="releases at a time")
@@ -71,13 +74,14 @@ def run(options: argparse.Namespace) -> int:
     """Run the suite, keep what is asked for, and say whether all is well."""
     mode: Mode = options.mode
     plan = runner.Plan(
-        mode=mode, suite=SUITE, cwd=ROOT, reports=REPORTS / mode, jobs=max(options.jobs, 1),
+        mode=mode, suite=SUITE, cwd=ROOT, reports=REPORTS / (f"{mode}-new" if options.new else mode),
+        jobs=max(options.jobs, 1), only=[path.resolve() for path in options.new or ()],
         timeout=options.timeout, keep_going=options.keep_going, arguments=options.arguments,
     )  # fmt: skip
     releases = chosen(options)
     found = runner.run(plan, releases)
     if options.json:
-        results.merge(options.json, mode, found, built_with())
+        results.merge(options.json, mode, found, built_with(), more=bool(options.new))
     missing = [release for release in releases if release not in {result.release for result in found}]
     if missing:
         print(f"not run: {', '.join(missing)}")

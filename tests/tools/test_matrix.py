@@ -176,6 +176,10 @@ def test_results_are_merged(tmp_path: Path) -> None:
         "import": {"passed": 1, "failed": 0, "skipped": 0},
         "stock": {"passed": 1, "failed": 1, "skipped": 0},
     }
+    new = [Result("5.2.0", {"c": "passed", "d": "skipped"}), Result("5.3.0", broke="died")]
+    support = results.merge(path, "import", new, {"torch": "1"}, more=True)
+    assert support["releases"]["5.2.0"]["import"] == {"passed": 2, "failed": 0, "skipped": 1}
+    assert support["releases"]["5.3.0"]["import"]["broke"] == "died"
 
 
 def test_arguments_that_would_falsify_the_results() -> None:
@@ -253,13 +257,18 @@ def test_the_support_file_has_every_release() -> None:
 
 
 def test_the_support_file_is_of_these_tests() -> None:
-    """A test more or less, and the file is to be made anew: `make matrix`."""
+    """A test more or less, and each row is to be made anew: by `make matrix`, or `--new` for a file of new tests."""
     suite = ROOT / "tests" / "conformance"
     command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", suite]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     collected = int(re.search(r"(\d+) tests? collected", done.stdout)[1])
     support = json.loads((ROOT / "docs" / "support.json").read_text(encoding="utf-8"))
-    assert sum(support["releases"][RELEASES[-1]]["import"].values()) == collected
+    counts = {
+        (release, mode): sum(entry[mode][what] for what in results.COUNTED)
+        for release, entry in support["releases"].items()
+        for mode in ("import", "stock")
+    }
+    assert {row: count for row, count in counts.items() if count != collected} == {}
 
 
 def test_the_scripts_say_how_they_are_used() -> None:

@@ -16,6 +16,8 @@ Mode = Literal["import", "stock"]
 # Among the records of one test (call and teardown, say) the worst counts.
 WORST_FIRST = ("failed", "unexpected", "xfailed", "xpassed", "skipped", "passed")
 
+COUNTED = ("passed", "failed", "skipped")  # in the support file
+
 
 @dataclass(frozen=True)
 class Result:
@@ -120,12 +122,20 @@ def _broke(result: Result, finished: int | None, status: int | None) -> str | No
     return None
 
 
-def merge(path: Path, mode: Mode, results: Iterable[Result], built_with: Mapping[str, str]) -> dict[str, Any]:
-    """Put results into the support file; what it says of other releases and of the other mode stays."""
+def merge(
+    path: Path, mode: Mode, results: Iterable[Result], built_with: Mapping[str, str], *, more: bool = False
+) -> dict[str, Any]:
+    """Put results into the support file; what it says of other releases and of the other mode stays.
+
+    more: they are of tests that the file does not have yet, and are added to what it says.
+    """
     support: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     releases: dict[str, Any] = support.get("releases", {})
     for result in results:
-        releases.setdefault(result.release, {})[mode] = result.as_dict()
+        entry, before = result.as_dict(), releases.setdefault(result.release, {}).get(mode, {})
+        if more:
+            entry = {**before, **entry, **{what: entry[what] + before.get(what, 0) for what in COUNTED}}
+        releases[result.release][mode] = entry
     support = {"environment": dict(built_with), "releases": dict(sorted(releases.items(), key=_by_version))}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(support, indent=1) + "\n", encoding="utf-8")

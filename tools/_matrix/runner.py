@@ -30,7 +30,7 @@ class Plan:
 
     Attributes:
         mode: "import" tests with zamba_compat, "stock" without it.
-        suite: the folder of tests, and `cwd` where pytest runs.
+        suite: the folder of tests, and `cwd` where pytest runs. only: files of it; all of it if there are none.
         reports: gets RELEASE.log and RELEASE.jsonl.
         jobs: runs at a time. threads: OMP_NUM_THREADS of each.
         timeout: seconds after which a run is ended and counted as broken.
@@ -47,6 +47,7 @@ class Plan:
     timeout: float = 1800.0
     keep_going: bool = False
     arguments: Sequence[str] = ()
+    only: Sequence[Path] = ()
     setup: Callable[[str], tuple[Path, ...]] = overlays.overlay
     _running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict, repr=False)
     _stop: threading.Event = field(default_factory=threading.Event, repr=False)
@@ -96,7 +97,7 @@ def run_one(plan: Plan, release: str) -> Result | None:
 def execute(plan: Plan, release: str, paths: Sequence[Path]) -> Result:
     """Run the suite with these folders on the path, and read what was recorded."""
     command = [
-        sys.executable, "-m", "pytest", str(plan.suite), "-q", "-p", "no:cacheprovider",
+        sys.executable, "-m", "pytest", *map(str, plan.only or [plan.suite]), "-q", "-p", "no:cacheprovider",
         "-p", "_matrix.recorder", "--record", str(plan.record(release)), "--expect-transformers", release,
         *plan.arguments,
     ]  # fmt: skip
