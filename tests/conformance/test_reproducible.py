@@ -12,8 +12,10 @@ from torch import Tensor
 
 from conformance.helpers import case as make_case
 from conformance.helpers import load
+from conformance.mending import builds
 from support import synthetic
 
+pytestmark = builds()
 LENGTHS = (20, 70, 130, 33)  # of prompts: shorter and longer than a chunk, and than what goes in blocks
 NEW = 12
 
