@@ -40,8 +40,8 @@ lint: $(READY) ## ruff and mypy
 	$(PY) -m ruff check .
 	$(PY) -m mypy
 
-test: lint ## lint, then all tests with the release in constraints.txt
-	$(PY) -m pytest --record=build/reports/tests.jsonl $(PYTEST_ARGS)
+test: lint ## lint, then all tests with the release in constraints.txt, JOBS files at a time
+	$(PY) -m pytest --numprocesses=$(JOBS) --dist=loadfile --record=build/reports/tests.jsonl $(PYTEST_ARGS)
 
 matrix: $(READY) ## conformance under every release, with and without the import; writes the support table
 	$(MATRIX) --keep-going --json docs/support.json

@@ -16,6 +16,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # models this small lose time to 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
+# Hundreds of tests start Python anew. Compiling torch and transformers each time would take a third of the run.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+os.environ.setdefault("PYTHONPYCACHEPREFIX", str(Path(__file__).parents[1] / "build" / "bytecode"))
+
 # A shell ignores them for what it runs in the background, and children inherit that; the tests send them.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -2,6 +2,9 @@
 
 python tools/bench_prompt.py [--shape 1.2B] [--lengths 128 1024] [--rounds 5] [--nf4] [--products | --mixers]
 
+The last column is the share of the limit: the multiply-adds of the linear layers over those of PyTorch's product of
+square bfloat16 matrices, measured in the same run.
+
 The steps take turns prompt by prompt, so that drift hits all alike. Random weights in bfloat16, or in NF4. --products:
 instead, single products by rows and weights: the one with tiles beside PyTorch's, where there are tiles; with --nf4,
 bitsandbytes' kernel, where it has one, beside the loops over weights as they are. --mixers: instead, what a mixer does
@@ -22,6 +25,7 @@ from typing import Any
 import torch
 
 import zamba_compat  # noqa: F401
+from _bench import work
 from _bench.contestants import build
 from _bench.speed_report import processor
 from _bench.steps import Step, taken
@@ -182,11 +186,18 @@ def main() -> int:
     with torch.inference_mode():
         steps = IN_NF4 if options.nf4 else IN_BFLOAT16
         print(f"Seconds to the first token, {options.shape} in {'NF4' if options.nf4 else 'bfloat16'}, {about}\n")
-        print(f"| tokens | PyTorch's operations | {' | '.join(f'+ {step.title}' for step in steps)} |")
-        print(f"| ---: |{' ---: |' * (len(steps) + 1)}")
+        titles = ["PyTorch's operations", *(f"+ {step.title}" for step in steps), "of the limit"]
+        print(f"| tokens | {' | '.join(titles)} |")
+        print(f"| ---: |{' ---: |' * (len(steps) + 2)}")
+        peaks = [work.gemm_peak(torch.bfloat16)]
         for length in options.lengths:
+            ids = torch.randint(5, 32000, (1, length))
+            needed = work.products(model, lambda ids=ids: model(ids, logits_to_keep=1)).multiply_adds  # type: ignore[misc]
             found = prompts(model, steps, length, options.rounds)
-            print(f"| {length} | {' | '.join(f'{median:.2f}' for median in found)} |", flush=True)
+            peaks.append(work.gemm_peak(torch.bfloat16))
+            cells = [f"{median:.2f}" for median in found]
+            print(f"| {length} | {' | '.join(cells)} | {needed / max(peaks[-2:]) / found[-1]:.0%} |", flush=True)
+        print(f"\n{', '.join(f'{peak / 1e12:.2f}' for peak in peaks)} T multiply-adds/s before and after.")
     return 0
 
 

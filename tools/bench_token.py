@@ -2,6 +2,9 @@
 
 python tools/bench_token.py [--shape 1.2B] [--lengths 128 2048] [--tokens 14] [--nf4]
 
+The last column is the share of the limit: the bytes of weights that a token's products read, those of a shared block
+each time, over the bandwidth of the memory measured in the same run.
+
 The steps take turns token by token, each with a cache of its own after the same prompt, so that drift hits all alike.
 Random weights in bfloat16, or in NF4. Without 16-bit instructions: ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2.
 """
@@ -18,6 +21,7 @@ from typing import Any
 import torch
 
 import zamba_compat  # noqa: F401
+from _bench import work
 from _bench.contestants import build
 from _bench.speed_report import processor
 from _bench.steps import Step, taken
@@ -61,11 +65,18 @@ def main() -> int:
     kind = f"{options.shape} in {'NF4' if options.nf4 else 'bfloat16'}"
     print(f"{kind}, torch {version('torch')}; {processor()}. Milliseconds a token, medians of {options.tokens}.\n")
     titles = ["PyTorch's operations", *(f"+ {step.title}" for step in STEPS)]
-    print(f"| after | {' | '.join(titles)} |\n| ---: |{' ---: |' * len(titles)}")
+    print(f"| after | {' | '.join(titles)} | of the limit |\n| ---: |{' ---: |' * (len(titles) + 1)}")
     with torch.inference_mode():
+        read = work.products(model, lambda: model(torch.tensor([[5]]))).bytes
+        speeds = [work.bandwidth()]
         for length in options.lengths:
-            found = [1e3 * statistics.median(seconds) for seconds in measure(model, length, options.tokens)]
-            print(f"| {length} | {' | '.join(f'{median:.0f}' for median in found)} |", flush=True)
+            found = [statistics.median(seconds) for seconds in measure(model, length, options.tokens)]
+            speeds.append(work.bandwidth())
+            cells = [f"{1e3 * median:.0f}" for median in found]
+            print(f"| {length} | {' | '.join(cells)} | {read / max(speeds[-2:]) / found[-1]:.0%} |", flush=True)
+    print(
+        f"\n{read / 1e9:.2f} GB a token; {', '.join(f'{speed / 1e9:.1f}' for speed in speeds)} GB/s before and after."
+    )
     return 0
 
 

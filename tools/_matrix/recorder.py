@@ -31,7 +31,7 @@ def pytest_configure(config: pytest.Config) -> None:
         if found != expected:
             raise pytest.UsageError(f"transformers {found} is on the path, not {expected}")
     path = config.getoption("--record")
-    if path is not None:
+    if path is not None and not hasattr(config, "workerinput"):  # pytest-xdist's workers report to the first process
         config.pluginmanager.register(Recorder(Path(path)), "outcome-recorder")
 
 
