@@ -206,10 +206,13 @@ def test_quant_storage(storage: str, method: str, tmp_path: Path, checkpoint: Ch
 @pytest.mark.mended_by(*SCANS)
 @pytest.mark.parametrize(("dtype", "tolerance"), [("bfloat16", 0.08), ("float16", 0.02)])
 @pytest.mark.parametrize("method", ["nf4-double", "int8"])
-def test_16_bit_models(dtype: str, tolerance: float, method: str, checkpoint: Checkpoint, armed: bool) -> None:
-    case = make_case("1.2B")
+@pytest.mark.parametrize("pattern", ["1.2B"])
+def test_16_bit_models(
+    pattern: str, dtype: str, tolerance: float, method: str, checkpoint: Checkpoint, armed: bool
+) -> None:
+    case = make_case(pattern)
     state = {key: tensor.to(getattr(torch, dtype)) for key, tensor in case.state.items()}
-    directory = checkpoint("1.2B", dtype=getattr(torch, dtype))
+    directory = checkpoint(pattern, dtype=getattr(torch, dtype))
     more = {"bnb_4bit_compute_dtype": dtype} if method != "int8" else {}
     model = load(directory, quantization_config=bnb_config(method, **more), torch_dtype=getattr(torch, dtype))
     effective = effective_state(model, {key: tensor.float() for key, tensor in state.items()})
