@@ -2,8 +2,9 @@
 
 Symptom:  StopIteration while the model is built; a rope_theta or dtype that is not the checkpoint's. Zamba (v1) in 5.13
           and 5.14: StrictDataclassClassValidationError for the published configs.
-Cause:    5.13 and later write a Mamba layer as "linear_attention", 5.0 and later rope_theta inside rope_parameters,
-          4.56 and later torch_dtype as dtype. Older releases know only the older words.
+Cause:    5.13 and later write a Mamba layer as "linear_attention" and the list as layer_types, which 5.5 and later
+          read; 5.0 and later write rope_theta inside rope_parameters, 4.56 and later torch_dtype as dtype. Older
+          releases know only the older words.
           5.13 and 5.14 translate the older words for Zamba2 and forget Zamba.
 Upstream: none known.
 Goes:     when 5.14 leaves the supported range.
@@ -80,22 +81,23 @@ ADAPTERS = (
         name="zamba2-config-reading-5x",
         library="transformers",
         since="5.0",
-        fixed="5.13",
+        fixed="5.5",
         group="config",
         target=TARGET,
         replace=init_5x,
         upstream="none known",
+        ends="reads layer_types by itself",
     ),
     Adapter(
         name="zamba-config-reading",
         library="transformers",
         since="4.49",
-        fixed="5.13",
+        fixed="5.5",
         group="config",
         target=ZAMBA,
         replace=init_5x,
         upstream="none known",
-        ends="continued by zamba-config-reading-newer-words",
+        ends="reads layer_types by itself",
     ),
     Adapter(
         name="zamba-config-reading-newer-words",

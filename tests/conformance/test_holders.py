@@ -35,6 +35,8 @@ def holder(kind: str, name: str) -> Any:
     return Scorer
 
 
+@pytest.mark.relies_on("zamba2-tied-keys", when=lambda p: p["kind"] == "Zamba2")
+@pytest.mark.relies_on("zamba-tied-keys", when=lambda p: p["kind"] == "Zamba")
 @pytest.mark.parametrize("name", ["backbone", "model", "language_model"])
 @pytest.mark.parametrize(("kind", "pattern"), [("Zamba2", "7B"), ("Zamba", synthetic.ZAMBA1)])
 def test_saves_once_and_reloads(kind: str, pattern: str, name: str, tmp_path: Path) -> None:

@@ -163,15 +163,14 @@ def test_untied_word_embeddings_leave_the_blocks_tied(tmp_path: Path) -> None:
 
 
 @pytest.mark.mended_by(*SCANS)
-@pytest.mark.mended_by("zamba2-config-reading-4x", "zamba2-config-reading-5x", when=lambda p: p["words"] == "newer")
-@pytest.mark.parametrize("words", ["older", "newer"])
+@pytest.mark.mended_by("zamba2-config-reading-4x", "zamba2-config-reading-5x", when=lambda p: p["words"] != "older")
+@pytest.mark.parametrize("words", ["older", "newer", "newest"])
 def test_config_dialects(words: str, tmp_path: Path) -> None:
     case = make_case("7B", rope_theta=300)
     config = dict(case.config)
-    if words == "newer":
-        config["layers_block_type"] = [
-            "linear_attention" if kind == "mamba" else kind for kind in config["layers_block_type"]
-        ]
+    if words != "older":
+        kinds = ["linear_attention" if kind == "mamba" else kind for kind in config.pop("layers_block_type")]
+        config["layers_block_type" if words == "newer" else "layer_types"] = kinds
         config["rope_parameters"] = {"rope_type": "default", "rope_theta": config.pop("rope_theta")}
     model = load(synthetic.write_checkpoint(tmp_path / "model", case.state, config))
     assert_close(logits(model, case.ids), case.logits)

@@ -80,6 +80,17 @@ def test_newer_config_words(tmp_path: Path) -> None:
     assert_close(logits(model, case.ids), case.logits, 1e-4)
 
 
+@pytest.mark.mended_by("zamba-config-reading")
+def test_newest_config_words(tmp_path: Path) -> None:
+    """The layers are those that the config lists, not those that the defaults would give."""
+    case = make_case(synthetic.ZAMBA1)
+    config = {**case.config, "attn_layer_period": 3, "attn_layer_offset": 0}
+    words = ["linear_attention" if kind == "mamba" else kind for kind in config.pop("layers_block_type")]
+    config["layer_types"] = words
+    model = load(synthetic.write_checkpoint(tmp_path / "model", case.state, config))
+    assert_close(logits(model, case.ids), case.logits, 1e-4)
+
+
 @pytest.mark.relies_on("zamba-rehydrate")
 @pytest.mark.ours
 def test_divergent_copies_cannot_be_kept(tmp_path: Path) -> None:
