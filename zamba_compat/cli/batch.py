@@ -70,11 +70,13 @@ def run(options: argparse.Namespace) -> int:
 def _run(options: argparse.Namespace, how: Loading, sampling: Sampling) -> BatchReport:
     from tqdm import tqdm  # type: ignore[import-untyped]
 
+    from zamba_compat.hub.names import on_hub
     from zamba_compat.inference.batching import run_batch
     from zamba_compat.inference.fingerprint import fingerprint
     from zamba_compat.inference.loading import directory_of, load
 
-    directory = directory_of(options.model)  # once: where it fails, it may have waited for the network
+    # Once: where the hub fails, the network was waited for. What is no model here is told after a missing IN.
+    directory = options.model if on_hub(options.model) is None else directory_of(options.model)
     silent = options.quiet or not sys.stderr.isatty()
     with tqdm(unit="answers", disable=silent, leave=False) as bar:
 
