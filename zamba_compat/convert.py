@@ -146,7 +146,7 @@ def convert(
     Nothing appears at `destination` before all of it is there; a failure leaves what was there before.
 
     Args:
-        source: a directory, an index, a single file, or a hub id in the local cache.
+        source: a directory, an index, a single file, or a name on the hub.
         destination: the directory to make.
         options: how; without them the hub layout, and copies that differ are refused.
         progress: makes what shows progress.

@@ -119,6 +119,9 @@ def report(checkpoint: str | None = None) -> Report:
 
     Args:
         checkpoint: a directory or a name on the hub, to be loaded and held against its files.
+
+    Raises:
+        CheckpointError: there is no such checkpoint.
     """
     from . import registry, status
 
@@ -135,9 +138,10 @@ def report(checkpoint: str | None = None) -> Report:
         if fault is not None:
             faults.append(fault)
         else:
+            directory = None if checkpoint is None else _directory(checkpoint)  # before anything takes time
             checks = [check_shape(name, shape) for name, shape in PUBLISHED.items()]
             faults += [f"{check.shape}: {check.fault}" for check in checks if check.fault]
-            faults += computed() if checkpoint is None else checked(checkpoint)
+            faults += computed() if checkpoint is None or directory is None else checked(checkpoint, directory)
     verdicts = registry().verdicts()
     for verdict in verdicts:
         where = f"{verdict.library} {verdict.installed}"
@@ -153,15 +157,27 @@ def computed() -> list[str]:
     return [f"{fault.what} (group {fault.group})." for fault in computed.faults()]
 
 
-def checked(checkpoint: str) -> list[str]:
-    """What does not hold when a checkpoint is loaded here, in any release; an error of loading is one of it."""
+def _directory(checkpoint: str) -> str:
+    from .inference.loading import directory_of
+
+    return directory_of(checkpoint)
+
+
+def checked(checkpoint: str, directory: str | None = None) -> list[str]:
+    """What does not hold when a checkpoint is loaded here, in any release; an error of loading is one of it.
+
+    Args:
+        checkpoint: its name, for the messages.
+        directory: where it lies; without it `checkpoint`, or where transformers finds it.
+    """
     from transformers import AutoModelForCausalLM
 
     from .postconditions import faults_of
 
+    directory = directory or checkpoint
     try:
-        model = AutoModelForCausalLM.from_pretrained(checkpoint)
-        found = faults_of(model, {"pretrained_model_name_or_path": checkpoint})
+        model = AutoModelForCausalLM.from_pretrained(directory)
+        found = faults_of(model, {"pretrained_model_name_or_path": directory})
     except Exception as error:  # whatever is wrong with it is what was asked
         return [f"{checkpoint}: {type(error).__name__}: {error}"]
     return [f"{checkpoint}: {fault.what} (group {fault.group})." for fault in found]

@@ -170,7 +170,7 @@ def inspect(
     Of one checkpoint, headers and the copies of shared tensors are read; of two, every tensor, one at a time.
 
     Args:
-        a, b: a directory, an index, a single file, or a hub id in the local cache. A broken checkpoint will do: what
+        a, b: a directory, an index, a single file, or a name on the hub. A broken checkpoint will do: what
             convert-checkpoint would refuse is listed in `Inspected.faults`.
         components: of `COMPONENTS`: what to count and compare. Copies of others are not compared, so that their
             differences are no fault.

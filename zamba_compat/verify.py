@@ -18,6 +18,8 @@ from zamba_compat.checkpoint.manifest_reading import Manifest, read_manifest
 from zamba_compat.checkpoint.progress import Progress, counting
 from zamba_compat.checkpoint.strict_json import listed
 from zamba_compat.errors import CheckpointError
+from zamba_compat.hub.download import fetch
+from zamba_compat.hub.names import on_hub
 
 __all__ = ["Verification", "verify"]
 
@@ -69,13 +71,14 @@ def verify(directory: str | os.PathLike[str], *, progress: Progress | None = Non
     has changed; against someone who writes a new manifest it is no proof.
 
     Args:
-        directory: of the checkpoint.
+        directory: of the checkpoint; or a model's name on the hub, of which every file is downloaded.
         progress: makes what shows progress.
 
     Raises:
         CheckpointError: no such directory, or it has no manifest.
     """
-    path = Path(os.path.realpath(directory))
+    hub = on_hub(os.fsdecode(directory))
+    path = Path(os.path.realpath(directory if hub is None else fetch(hub, "everything")))
     try:
         names = sorted(os.listdir(path))
     except (OSError, ValueError) as error:

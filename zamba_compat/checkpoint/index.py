@@ -26,18 +26,18 @@ if TYPE_CHECKING:
 __all__ = ["Checkpoint", "Shard", "StoredBytes", "TensorInfo", "open_checkpoint"]
 
 
-def open_checkpoint(source: str | os.PathLike[str], *, allow_pickle: bool = False) -> Checkpoint:
+def open_checkpoint(source: str | os.PathLike[str] | Location, *, allow_pickle: bool = False) -> Checkpoint:
     """Open a checkpoint and check it from its headers alone; no tensor of a safetensors file is read.
 
     Args:
-        source: a directory, an index, a single file of weights, or a hub id in the local cache (never a download).
+        source: a directory, an index, a single file of weights, a name on the hub; or what `locate` made of it.
         allow_pickle: read .bin and .pt files too, their tensors and nothing else.
 
     Raises:
         CheckpointError: files, index or headers that are missing, unsafe, damaged or contradict each other.
         ConfigError: a config that is missing or no JSON object.
     """
-    location = locate(source)
+    location = source if isinstance(source, Location) else locate(source, allow_pickle=allow_pickle)
     if location.format == "torch" and not allow_pickle:
         raise CheckpointError(
             "These weights are pickled, and a pickle can run code when it is read.",

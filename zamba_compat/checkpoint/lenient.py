@@ -67,13 +67,18 @@ def open_as_far(source: str | os.PathLike[str], *, allow_pickle: bool = False) -
         CheckpointError: nothing lies at `source`, or nothing that could be a checkpoint.
     """
     faults = Faults()
-    checkpoint = faults.attempt(open_checkpoint, source, allow_pickle=allow_pickle)
+    location: Location | None = None
+    try:
+        location = locate(source, allow_pickle=allow_pickle)
+        directory = location.directory
+    except ZambaCompatError as error:
+        directory = Path(os.path.realpath(source))
+        if not any(_weights(directory)):
+            raise  # there is nothing to inspect
+        faults.add(error)
+    checkpoint = None if location is None else faults.attempt(open_checkpoint, location, allow_pickle=allow_pickle)
     if checkpoint is not None:
         return Opened(checkpoint, faults)
-    location = faults.attempt(locate, source)
-    directory = Path(os.path.realpath(source)) if location is None else location.directory
-    if location is None and not any(_weights(directory)):
-        locate(source)  # raises again: there is nothing to inspect
     names, lost = _shards(directory, location, faults)
     if location is not None and location.format == "torch":
         names, lost = [], True  # either not allowed, or refused as a whole

@@ -1,14 +1,14 @@
-"""What a person names as a checkpoint: a directory, an index, a single file, or a hub id in the local cache."""
+"""What a person names as a checkpoint: a directory, an index, a single file, or a model on the hub."""
 
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NoReturn
 
 from zamba_compat.errors import CheckpointError
+from zamba_compat.hub.names import on_hub
 
 from .file_kinds import LENGTH, refuse_adapter_alone, refuse_other_kinds
 from .files import stays_inside
@@ -18,7 +18,6 @@ SUFFIXES: dict[Format, tuple[str, ...]] = {"safetensors": (".safetensors",), "to
 INDEX_SUFFIX = ".index.json"
 MANIFEST = "zamba_compat_manifest.json"
 _NAMES: dict[Format, str] = {"safetensors": "model.safetensors", "torch": "pytorch_model.bin"}
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _OTHER_WEIGHTS = (".ckpt", ".h5", ".msgpack", ".gguf", ".onnx", ".npz", ".part", ".incomplete", ".tmp")
 _TEMPLATES = "additional_chat_templates"
 
@@ -48,8 +47,15 @@ class Location:
         return self.file.name.endswith(INDEX_SUFFIX)
 
 
-def locate(source: str | os.PathLike[str]) -> Location:
+def locate(source: str | os.PathLike[str], *, allow_pickle: bool = True) -> Location:
     """Find what `source` names. Of two formats in one directory safetensors is taken.
+
+    What is nothing on this machine and has the form of a model on the hub, OWNER/NAME or OWNER/NAME@REVISION, is looked
+    up there, and downloaded into its cache; see `hub.download.fetch`.
+
+    Args:
+        source: a directory, an index, a single file of weights, or a name on the hub.
+        allow_pickle: whether pickled weights are worth a download.
 
     Raises:
         CheckpointError: nothing there, or no weights there.
@@ -61,9 +67,10 @@ def locate(source: str | os.PathLike[str]) -> Location:
         reason = getattr(error, "strerror", None) or str(error)
         _refuse(f"It cannot be read: {reason}.", ascii(str(path)[:200]), "Check the path.")
     name = None
-    if not os.path.lexists(path) and is_hub_id(str(source)):
-        name = str(source)
-        path = cached(name)
+    if (hub := on_hub(os.fsdecode(source))) is not None:
+        from zamba_compat.hub.download import fetch
+
+        name, path = hub.id, fetch(hub, "weights" if allow_pickle else "safetensors")
     if path.is_dir():
         return _in_directory(Path(os.path.realpath(path)), name)
     if not path.is_file():
@@ -76,11 +83,6 @@ def locate(source: str | os.PathLike[str]) -> Location:
     with path.open("rb") as file:
         refuse_other_kinds(file.read(LENGTH), where=str(path), pickle=True)
     _refuse("This is no file of weights and no index.", str(path), "Give a .safetensors file or its index.json.")
-
-
-def is_hub_id(name: str) -> bool:
-    """Whether a name has the form of a model's on the hub, OWNER/NAME."""
-    return _HUB_ID.fullmatch(name) is not None
 
 
 def companions(directory: Path, shards: frozenset[str]) -> tuple[tuple[Path, ...], tuple[str, ...], tuple[str, ...]]:
@@ -165,23 +167,6 @@ def _location(directory: Path, file: Path, format: Format, rival: Path | None, n
             name = directory.parent.parent.name.removeprefix("models--").replace("--", "/", 1)
     own = os.fsencode(directory.name).decode(errors="replace")  # any bytes, where a hub id is text
     return Location(directory, file, format, rival, name or own, revision)
-
-
-def cached(hub_id: str) -> Path:
-    """The directory of a model in the local hub cache; the hub itself is never asked.
-
-    Raises:
-        CheckpointError: it is not there.
-    """
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(hub_id, local_files_only=True))
-    except (OSError, ValueError) as error:  # not in the cache; not a hub id after all
-        remedy = f"Give a local directory, or download it first: hf download {hub_id}"
-        raise CheckpointError(
-            "There is no such directory, and the local hub cache holds no such model.", where=hub_id, remedy=remedy
-        ) from error
 
 
 def _refuse(what: str, where: str, remedy: str) -> NoReturn:

@@ -29,7 +29,7 @@ EXAMPLES = """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="a checkpoint's directory, or a hub id in the local cache")
+    parser.add_argument("model", metavar="MODEL", help="a checkpoint's directory, or OWNER/NAME[@REVISION] on the hub")
     parser.add_argument("source", type=Path, metavar="IN", help="a JSONL file of prompts; -: standard input")
     parser.add_argument(
         "output",
@@ -70,10 +70,13 @@ def run(options: argparse.Namespace) -> int:
 def _run(options: argparse.Namespace, how: Loading, sampling: Sampling) -> BatchReport:
     from tqdm import tqdm  # type: ignore[import-untyped]
 
+    from zamba_compat.hub.names import on_hub
     from zamba_compat.inference.batching import run_batch
     from zamba_compat.inference.fingerprint import fingerprint
-    from zamba_compat.inference.loading import load
+    from zamba_compat.inference.loading import directory_of, load
 
+    # Once: where the hub fails, the network was waited for. What is no model here is told after a missing IN.
+    directory = options.model if on_hub(options.model) is None else directory_of(options.model)
     silent = options.quiet or not sys.stderr.isatty()
     with tqdm(unit="answers", disable=silent, leave=False) as bar:
 
@@ -88,7 +91,7 @@ def _run(options: argparse.Namespace, how: Loading, sampling: Sampling) -> Batch
             sampling,
             identity={
                 "model": options.model,
-                "model_files": fingerprint(options.model),
+                "model_files": fingerprint(directory),
                 "load": options.load,
                 "seed": options.seed,
             },

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="a checkpoint's directory, or a hub id in the local cache")
+    parser.add_argument("model", metavar="MODEL", help="a checkpoint's directory, or OWNER/NAME[@REVISION] on the hub")
     parser.add_argument("--system", default="", metavar="TEXT", help="the system message")
     inference.add_sampling(parser, most=512)
     inference.add_loading(parser)

@@ -9,8 +9,10 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from zamba_compat.cli.upload import add_push, asked, push
 from zamba_compat.cli.usage import DTYPES, dtype, usage
 
 if TYPE_CHECKING:
@@ -21,6 +23,7 @@ EXAMPLES = """
   zamba-compat convert-checkpoint SRC DST
   zamba-compat convert-checkpoint MERGED DST --resolve absorb --dry-run
   zamba-compat convert-checkpoint SRC DST --layout expanded --dtype bfloat16 --max-shard-size 2GB
+  zamba-compat convert-checkpoint OWNER/NAME@REVISION DST --push OWNER/NEW
   zamba-compat convert-checkpoint pytorch_model.bin DST --allow-pickle
 """
 # As in checkpoint/layouts.py, resolve.py, report.py and quantization.py, which take longer to import than --help may.
@@ -46,7 +49,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def add_common(parser: argparse.ArgumentParser) -> None:
     """The arguments that quantize has too."""
     add = parser.add_argument
-    add("source", metavar="SRC", help="a directory, an index, a single file, or a hub id in the local cache")
+    add(
+        "source",
+        metavar="SRC",
+        help="a directory, an index, a single file, or a model on the hub: OWNER/NAME or OWNER/NAME@REVISION",
+    )
     add("destination", metavar="DST", help="the directory to make")
     add("--double-quant", action="store_true", help="quantize the absmaxes of 4-bit blocks too")
     add(
@@ -82,6 +89,7 @@ def add_common(parser: argparse.ArgumentParser) -> None:
         help="keep the adapters of Zyphra's layouts that no position uses (default: drop them)",
     )
     add("--allow-pickle", action="store_true", help="read .bin and .pt files (tensors only, no code is run)")
+    add_push(parser)
     add("--json", action="store_true", help="the report as JSON")
     add("-q", "--quiet", action="store_true", help="no progress and no report, only errors")
 
@@ -92,6 +100,7 @@ def run(options: argparse.Namespace) -> int:
 
     with usage():
         parse_size(options.max_shard_size)
+    where = asked(options)
     report = convert(
         options.source,
         options.destination,
@@ -115,10 +124,11 @@ def run(options: argparse.Namespace) -> int:
         ),
         progress=None if options.quiet or not sys.stderr.isatty() else bar,
     )
+    if not options.json and not options.quiet:
+        print(text(report), flush=True)
+    done = push(options, where if report.written else None, options.destination)
     if options.json:
-        print(json.dumps(report.as_dict(), indent=2))
-    elif not options.quiet:
-        print(text(report))
+        print(json.dumps({**report.as_dict(), "pushed": None if done is None else asdict(done)}, indent=2))
     return 0
 
 

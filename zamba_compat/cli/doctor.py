@@ -9,6 +9,7 @@ from zamba_compat.diagnostics import Report, report
 
 EXAMPLES = """
   zamba-compat doctor
+  zamba-compat doctor --check OWNER/NAME
   zamba-compat doctor --all
   zamba-compat doctor --json
 """

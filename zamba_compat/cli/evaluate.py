@@ -23,7 +23,7 @@ EXAMPLES = """
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("models", nargs="+", metavar="MODEL", help="checkpoints' directories, or hub ids in the local cache")
+    add("models", nargs="+", metavar="MODEL", help="checkpoints' directories, or OWNER/NAME[@REVISION] on the hub")
     add("--text", action="append", default=[], type=Path, metavar="FILE", help="a UTF-8 text; may be given again")
     add("--questions", action="store_true", help="ask the package's 20 questions of arithmetic and logic")
     add("--questions-file", type=Path, metavar="FILE", help="ask those of a JSON file")

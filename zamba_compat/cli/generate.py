@@ -23,7 +23,7 @@ EXAMPLES = """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="a checkpoint's directory, or a hub id in the local cache")
+    parser.add_argument("model", metavar="MODEL", help="a checkpoint's directory, or OWNER/NAME[@REVISION] on the hub")
     parser.add_argument("prompt", nargs="?", metavar="PROMPT", help="(default, and -: standard input)")
     parser.add_argument("--prompt-file", type=Path, metavar="FILE", help="a UTF-8 text file that holds the prompt")
     inference.add_sampling(parser)

@@ -30,7 +30,11 @@ Row = tuple[str, ...]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("a", metavar="A", help="a directory, an index, a single file, or a hub id in the local cache")
+    add(
+        "a",
+        metavar="A",
+        help="a directory, an index, a single file, or a model on the hub: OWNER/NAME or OWNER/NAME@REVISION",
+    )
     add("b", metavar="B", nargs="?", help="another one: also how far each of its tensors lies from A's")
     add(
         "--component",

@@ -31,6 +31,7 @@ COMMANDS = {
     "chat": ("chat", "a conversation, through the model's chat template"),
     "batch": ("batch", "answers to a JSONL file of prompts, resumed where it was interrupted"),
     "evaluate": ("evaluate", "perplexity and questions, several models side by side"),
+    "upload": ("upload", "a checkpoint or an adapter to the hub, in one commit"),
     "run": ("run", "any program with the adapters armed"),
     "verify": ("verify", "that a checkpoint is, to the last byte, what was written"),
 }
@@ -83,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _complete(commands)
         commands.parse_args(words, options)
         if options.command != "run":
-            _keep_quiet()
+            _keep_quiet(options)
         status = int(options.run(options))
         sys.stdout.flush()  # while a reader that has gone can still be noticed
         return status
@@ -147,11 +148,13 @@ def _complete(commands: argparse.ArgumentParser) -> None:
             argcomplete.autocomplete(commands)
 
 
-def _keep_quiet() -> None:
-    """Of other packages' messages, those that tell who runs a command nothing to act on."""
+def _keep_quiet(options: argparse.Namespace) -> None:
+    """Of other packages' messages, those that tell who runs a command nothing to act on; bars that nobody looks at."""
+    from zamba_compat.hub import bars
     from zamba_compat.inference.messages import leave_out
 
     leave_out()
+    bars.show(sys.stderr.isatty() and not getattr(options, "quiet", False))
 
 
 def _signal() -> int | None:

@@ -9,11 +9,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from .convert import CHOICES, METHODS, bar
-from .usage import DTYPES, dtype, usage
+from .upload import add_push, asked, push
+from .usage import DTYPES, WrongUsage, dtype, usage
 
 if TYPE_CHECKING:
     from zamba_compat.merging.judged import Judgement
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 EXAMPLES = """
   zamba-compat merge merge_config.yaml DST --dry-run --explain
   zamba-compat merge merge_config.yaml DST
+  zamba-compat merge merge_config.yaml DST --push OWNER/NEW
   zamba-compat merge merge_config.yaml DST --dtype bfloat16 --quantize nf4 --double-quant
 """
 # What `MergeReport.fallbacks` names, said of vectors that have it.
@@ -30,10 +33,35 @@ _FALLBACKS = {
     "near-parallel": "nearly the same direction in both models, or opposite ones: combined linearly, not on the sphere",
     "zero": "no length in one of the models, and so no direction: taken as at a right angle to the other's",
 }
+# Options of mergekit-yaml: what is done here instead, "" where mergekit alone has it.
+_MERGEKITS = {
+    "--out-shard-size": "--max-shard-size says it here, in bytes",
+    "--lazy-unpickle": "files are never read whole here",
+    "--low-cpu-memory": "files are never read whole here",
+    "--copy-tokenizer": "the tokenizer is copied here unless the configuration says tokenizer_source: none",
+    "--write-model-card": "a model card is always written here",
+    "--clone-tensors": "every tensor is stored once here",
+    **dict.fromkeys(("--cuda", "--device", "--multi-gpu", "--gpu-rich", "--read-to-gpu"), ""),
+    **dict.fromkeys(("--lora-merge-cache", "--lora-merge-dtype", "--allow-crimes", "--trust-remote-code"), ""),
+    **dict.fromkeys(("--transformers-cache", "--num-threads", "--no-copy-tokenizer", "--no-write-model-card"), ""),
+}
+
+
+class _Mergekits(argparse.Action):
+    """An option of mergekit-yaml: says what to do without it, or with mergekit."""
+
+    def __call__(self, parser: object, namespace: object, values: object, option: str | None = None) -> NoReturn:
+        assert option is not None
+        instead = _MERGEKITS.get(option)
+        if instead:
+            raise WrongUsage(f"{option} is an option of mergekit's that is not needed: {instead}.")
+        command = f"zamba-compat run -- mergekit-yaml CONFIG OUT {option}"
+        raise WrongUsage(f"{option} is an option that mergekit alone has: {command} merges with it.")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
+    add(*_MERGEKITS, action=_Mergekits, nargs=0, dest="_mergekits", help=argparse.SUPPRESS)
     add("config", metavar="CONFIG", help="a YAML file as mergekit reads it")
     add("destination", metavar="DST", help="the directory to make")
     add("--explain", action="store_true", help="print what every part of the model gets, layer by layer")
@@ -74,6 +102,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--overwrite", action="store_true", help="replace a destination that is not empty, at the very end")
     add("--allow-unknown", action="store_true", help="copy the base's tensors that are no part of the model")
     add("--allow-pickle", action="store_true", help="read .bin and .pt files (tensors only, no code is run)")
+    add_push(parser)
     add("--json", action="store_true", help="the report as JSON")
     add("-q", "--quiet", action="store_true", help="no progress and no report, only errors")
 
@@ -89,6 +118,7 @@ def run(options: argparse.Namespace) -> int:
         from zamba_compat.heatmap import require_matplotlib
 
         require_matplotlib()  # before anything is merged
+    where = asked(options)
     report = merge(
         options.config,
         options.destination,
@@ -115,10 +145,15 @@ def run(options: argparse.Namespace) -> int:
 
         draw(report, options.plot)
     found = _judge(report, texts, options) if texts else None
+    if found is not None and not options.json:
+        print("\n".join(judged(found)), flush=True)
+    done = push(options, where if report.written else None, options.destination)
     if options.json:
-        print(json.dumps({**report.as_dict(), "evaluation": None if found is None else found.as_dict()}, indent=2))
-    elif found is not None:
-        print("\n".join(judged(found)))
+        more = {
+            "evaluation": None if found is None else found.as_dict(),
+            "pushed": None if done is None else asdict(done),
+        }
+        print(json.dumps({**report.as_dict(), **more}, indent=2))
     return 0
 
 

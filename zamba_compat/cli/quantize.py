@@ -13,6 +13,7 @@ from zamba_compat.cli import convert
 
 EXAMPLES = """
   zamba-compat quantize SRC DST
+  zamba-compat quantize OWNER/NAME DST --push OWNER/NEW --public
   zamba-compat quantize SRC DST --double-quant --compute-dtype bfloat16
   zamba-compat quantize SRC DST --method int8 --keep-shared-16bit
 """

@@ -85,7 +85,7 @@ def evaluate(
     Under `accelerate launch` windows and questions are split over the processes, and every one returns the same.
 
     Args:
-        models: directories or hub ids.
+        models: directories, or names on the hub.
         how: to load each.
         texts: name -> text.
         questions: to ask.

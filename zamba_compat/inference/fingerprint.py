@@ -24,7 +24,7 @@ def fingerprint(name: str) -> str | None:
     no longer for a large model. A change within less than a 256th of a file may go unseen.
 
     Args:
-        name: a checkpoint's directory or a hub id in the local cache.
+        name: a checkpoint's directory, or its name on the hub.
 
     Returns:
         hex digits; None where there is no such checkpoint, or it cannot be read: loading it will tell why.

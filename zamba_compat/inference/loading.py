@@ -14,10 +14,12 @@ from typing import Any
 from safetensors import SafetensorError
 
 from zamba_compat.checkpoint.files import read_small
-from zamba_compat.checkpoint.location import cached, enter, is_hub_id
+from zamba_compat.checkpoint.location import enter
 from zamba_compat.checkpoint.shapes import fill_in
 from zamba_compat.dialects import MODEL_TYPES, dialect_of, normalise_config, read_config
 from zamba_compat.errors import CheckpointError, ZambaCompatError
+from zamba_compat.hub.download import fetch
+from zamba_compat.hub.names import on_hub
 from zamba_compat.sharing import SharingMap
 
 from . import ablations
@@ -70,7 +72,7 @@ def load(name: str, how: Loading | None = None) -> Loaded:
     """Load a causal language model with its tokenizer, and set the seeds.
 
     Args:
-        name: a directory, or a hub id in the local cache (never a download).
+        name: a directory, or a name on the hub, OWNER/NAME or OWNER/NAME@REVISION.
         how: in which precision and where.
 
     Raises:
@@ -78,7 +80,7 @@ def load(name: str, how: Loading | None = None) -> Loaded:
         CheckpointError: no checkpoint or tokenizer there, or it is quantized in another way than asked for.
         ZambaCompatError: no such device; what the load needs is not installed.
     """
-    directory = _directory(name)
+    directory = directory_of(name)
     _check_config(directory)
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -223,13 +225,13 @@ def _stored_quantization(config: Any) -> str | None:
     return "8bit" if words.get("load_in_8bit") or words.get("_load_in_8bit") else "4bit"
 
 
-def _directory(name: str) -> str:
-    """The directory that a name stands for: its own, or that of a model in the local hub cache.
+def directory_of(name: str) -> str:
+    """The directory that a name stands for: its own, or that of a model of the hub in the local cache.
 
     Raises:
-        CheckpointError: there is none. The hub is not asked.
+        CheckpointError: there is none.
     """
-    remedy = "Give a checkpoint's directory, or the hub id of a model in the local cache."
+    remedy = "Give a checkpoint's directory, or a model's name on the hub (OWNER/NAME)."
     path = Path(name)
     try:
         if name and path.is_dir():
@@ -238,8 +240,8 @@ def _directory(name: str) -> str:
         if name and os.path.lexists(path):
             what = "It is a file, and a model is loaded from a directory."
             raise CheckpointError(what, where=name, remedy=f"Give {path.parent}.")
-        if is_hub_id(name):
-            return str(cached(name))
+        if (hub := on_hub(name)) is not None:
+            return str(fetch(hub))
         path.exists()
     except (OSError, ValueError) as error:  # no permission, a name that is too long; a null character
         if isinstance(error, ZambaCompatError):

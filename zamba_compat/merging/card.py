@@ -21,7 +21,8 @@ def merge_card(config: MergeConfig, parents: Parents, name: str, more: Sequence[
     """
     import yaml  # type: ignore[import-untyped]
 
-    hub_ids = [found for parent in parents if "/" in (found := str(parent.checkpoint.identity["name"]))]
+    names = dict.fromkeys(str(parent.checkpoint.identity["name"]) for parent in parents)
+    hub_ids = [name for name in names if "/" in name]
     facts: dict[str, Any] = {
         "base_model": hub_ids,
         "library_name": "transformers",

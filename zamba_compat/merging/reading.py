@@ -174,14 +174,12 @@ class _Reader:
         if isinstance(value, Mapping) and set(value) <= {"path", "revision"}:
             value = value.get("path") if not value.get("revision") else f"{value.get('path')}@{value['revision']}"
         if not isinstance(value, str) or not value.strip():
-            raise self._refuse(f"{listed([str(value)])} names no model.", "Give a directory or a hub id.")
-        if not os.path.lexists(value):
-            for mark, remedy in (
-                ("+", f"Merge the LoRA into its model first. {self._by_mergekit('both')}"),
-                ("@", "Give the directory of that revision in the hub's cache."),
-            ):
-                if mark in value:
-                    raise self._refuse(f"{listed([value])} is more than a directory or a hub id.", remedy)
+            raise self._refuse(
+                f"{listed([str(value)])} names no model.", "Give a directory, or OWNER/NAME[@REVISION] on the hub."
+            )
+        if not os.path.lexists(value) and "+" in value:  # MODEL[@REVISION]+LORA, as mergekit writes it
+            remedy = f"Merge the LoRA into its model first. {self._by_mergekit('both')}"
+            raise self._refuse(f"{listed([value])} is more than a model.", remedy)
         return value
 
     def _parameters(self, content: Any, what: str) -> Parameters:

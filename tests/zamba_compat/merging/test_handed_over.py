@@ -10,6 +10,7 @@ import yaml
 
 from support.merges import parents, slerp_of, write
 from support.others import write_model
+from zamba_compat.cli.main import main
 from zamba_compat.errors import ConfigError
 from zamba_compat.merge import merge
 
@@ -66,3 +67,19 @@ def test_parts_of_two_models(tmp_path: Path) -> None:
     assert "use shared: separate" in refusal(words, tmp_path)
     report = merge(words | {"shared": "separate"}, tmp_path / "out")
     assert report.copied == report.tensors
+
+
+def test_options_of_mergekit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words, said in (
+        (["--cuda"], "that mergekit alone has: zamba-compat run -- mergekit-yaml CONFIG OUT --cuda merges with it"),
+        (["--lora-merge-cache", "x"], "mergekit-yaml CONFIG OUT --lora-merge-cache merges with it"),
+        (["--out-shard-size", "1B"], "--max-shard-size says it here, in bytes"),
+        (["--lazy-unpickle"], "that is not needed: files are never read whole here"),
+    ):
+        assert main(["merge", "config.yml", str(tmp_path / "out"), *words]) == 2
+        err = capsys.readouterr().err
+        assert words[0] in err and said in err and err.endswith("; see zamba-compat merge --help\n")
+        assert err.count("\n") == 1
+    with pytest.raises(SystemExit):
+        main(["merge", "--help"])
+    assert "--cuda" not in capsys.readouterr().out
