@@ -83,11 +83,8 @@ def card(
     import yaml  # type: ignore[import-untyped]
 
     one, other = (str(parent.checkpoint.identity["name"]) for parent in (base, tuned))
-    facts: dict[str, Any] = {
-        "base_model": one,
-        "library_name": "peft",
-        "tags": ["lora", "zamba_compat"],
-    }
+    facts: dict[str, Any] = {"base_model": one} if "/" in one else {}  # a hub id
+    facts |= {"library_name": "peft", "tags": ["lora", "zamba_compat"]}
     rows = "".join(f"| {part} | {share(energy)} | {energy.left} |\n" for part, energy in components.items())
     form = (
         "Every position of a shared block has factors of its own: call `zamba_compat.separate_modules(model)` before "
