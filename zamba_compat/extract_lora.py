@@ -16,7 +16,6 @@ from zamba_compat.checkpoint.manifest import write_manifest
 from zamba_compat.checkpoint.pipeline import WORKING_MEMORY
 from zamba_compat.checkpoint.progress import Progress, counting
 from zamba_compat.checkpoint.recipe import Recipe
-from zamba_compat.checkpoint.report import DTYPES
 from zamba_compat.checkpoint.staging import Staging, begun
 from zamba_compat.checkpoint.stored import StoredBytes
 from zamba_compat.checkpoint.strict_json import listed
@@ -25,7 +24,17 @@ from zamba_compat.copies import squares
 from zamba_compat.errors import CheckpointError
 from zamba_compat.extraction.factors import Factors, factorize, memory
 from zamba_compat.extraction.files import adapter_config, card, ranks, target_modules
-from zamba_compat.extraction.plan import Difference, ExtractPlan, make_plan, saved_places, words_for
+from zamba_compat.extraction.plan import (
+    PREFIX,
+    Difference,
+    ExtractPlan,
+    announced,
+    dtype_of,
+    factor_names,
+    make_plan,
+    saved_places,
+    words_for,
+)
 from zamba_compat.extraction.settings import Energy, ExtractOptions, ExtractReport
 from zamba_compat.merging.parents import Parent, Parents, read_parent
 from zamba_compat.merging.plan import compare_configs
@@ -37,7 +46,6 @@ __all__ = ["Energy", "ExtractOptions", "ExtractReport", "extract_lora"]
 
 _STEM, _CARD, _CONFIG = "adapter_model", "README.md", "adapter_config.json"
 _SCRATCH = ".factors"
-_PREFIX = "base_model.model."  # PEFT's, before the names of what it adapts
 _ONE_FILE = 2**62  # bytes; PEFT reads no shards
 _OPTIONS_OF_THE_RUN = ("dry_run", "overwrite", "allow_pickle")
 
@@ -88,7 +96,7 @@ def extract_lora(
         notes = (*(f"{parent.model}: {note}" for parent in parents for note in parent.notes),)
         notes += tuple(compare_configs(one, other))
         if staging is None:
-            return _report(models, destination, options, parents, plan, None, _announced(plan, options), notes)
+            return _report(models, destination, options, parents, plan, None, announced(plan, options), notes)
         extraction = _Extraction(parents, plan, options, staging, progress)
         extraction.run(models[0], Path(destination).name)
         for checkpoint in checkpoints:
@@ -116,15 +124,17 @@ class _Extraction:
         outputs: list[Output] = []
         tensors = (*plan.matrices, *plan.saved, *plan.others)
         path = self._staging.path / _SCRATCH
-        self._staging.require(sum(output.nbytes for output in _announced(plan, self._options)) * 2)
-        with self._staging.create(_SCRATCH) as file:
-            with counting(self._progress, "factorizing", sum(one.info.nbytes for one in tensors)) as update:
-                for one in plan.matrices:
-                    outputs += self._factors(one, file, path)
-                    update(one.info.nbytes)
-                for one in (*plan.saved, *plan.others):
-                    self._compare(one, saved=one in plan.saved)
-                    update(one.info.nbytes)
+        self._staging.require(sum(output.nbytes for output in announced(plan, self._options)) * 2)
+        with (
+            self._staging.create(_SCRATCH) as file,
+            counting(self._progress, "factorizing", sum(one.info.nbytes for one in tensors)) as update,
+        ):
+            for one in plan.matrices:
+                outputs += self._factors(one, file, path)
+                update(one.info.nbytes)
+            for one in (*plan.saved, *plan.others):
+                self._compare(one, saved=one in plan.saved)
+                update(one.info.nbytes)
         if not self.total.total:
             raise self._equal()
         if not self.adapted:
@@ -132,7 +142,7 @@ class _Extraction:
         adapted = {one.name for one in self.adapted}
         outputs = [output for output in outputs if output.recipe.sources[0].partition(":")[2] in adapted]
         outputs += [
-            Output(_PREFIX + place, one.tuned.dtype or one.info.dtype, one.info.shape, one.tuned)
+            Output(PREFIX + place, one.tuned.dtype or one.info.dtype, one.info.shape, one.tuned)
             for one in plan.saved
             for place in saved_places(one, self._base, plan.modules_to_save)
         ]
@@ -154,9 +164,7 @@ class _Extraction:
                 remedy="Look for them in the checkpoints with zamba-compat inspect --values.",
             )
         self.outputs = written.outputs
-        config = adapter_config(
-            base, self._base, rank, self.targets, plan.modules_to_save, ranks(self.adapted, rank)
-        )
+        config = adapter_config(base, self._base, rank, self.targets, plan.modules_to_save, ranks(self.adapted, rank))
         self._staging.write(_CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
         one, other = self._parents.parents
         text = card(one, other, self._options, name, self.components, self.total, self.left)
@@ -193,12 +201,12 @@ class _Extraction:
         sums[1] += found.kept
         if found.total:
             self.adapted.append(one)
-        dtype = _dtype(one, self._options)
+        dtype = dtype_of(one, self._options)
         return [
-            Output(_PREFIX + place, dtype, shape, Recipe((source,)))
+            Output(PREFIX + place, dtype, shape, Recipe((source,)))
             for end, tensor in _named(found)
             for shape, source in [self._keep(one.name, end, tensor, dtype, file, path)]
-            for place in _factor_names(one, end)
+            for place in factor_names(one, end)
         ]
 
     def _keep(
@@ -238,30 +246,8 @@ class _Extraction:
         )
 
 
-def _dtype(one: Difference, options: ExtractOptions) -> str:
-    return one.info.dtype if options.dtype is None else DTYPES[options.dtype]
-
-
 def _named(found: Factors) -> Iterable[tuple[str, Tensor]]:
     return (("lora_A", found.down), ("lora_B", found.up))
-
-
-def _factor_names(one: Difference, end: str) -> list[str]:
-    return [f"{place.rpartition('.')[0]}.{end}.weight" for place in one.places]
-
-
-def _announced(plan: ExtractPlan, options: ExtractOptions) -> tuple[Output, ...]:
-    """What is written if every matrix differs."""
-    outputs = []
-    for one in plan.matrices:
-        rows, columns = one.info.shape
-        rank = min(options.rank, rows, columns)
-        for end, shape in (("lora_A", (rank, columns)), ("lora_B", (rows, rank))):
-            recipe = Recipe((f"{end}:{one.name}",))
-            outputs += [Output(name, _dtype(one, options), shape, recipe) for name in _factor_names(one, end)]
-    for one in plan.saved:
-        outputs += [Output(place, one.info.dtype, one.info.shape, one.tuned) for place in one.places]
-    return tuple(outputs)
 
 
 def _report(

@@ -1,4 +1,4 @@
-"""extract-lora: the factors, which tensors get some, whatever layout the checkpoints are in; PEFT is in another file."""
+"""extract-lora: the factors, and which tensors get some, in every layout; what PEFT makes of it is in another file."""
 
 from __future__ import annotations
 
@@ -72,8 +72,10 @@ def extract(folder: Path, rank: int = 4, layouts: str = "hub hub", pattern: str 
     config, base, other = parents(pattern)
     first, second = write(folder, config, base, other, layouts)
     report = extract_lora(first, second, folder / "out", ExtractOptions(rank, **options))
-    return report, load_file(folder / "out" / "adapter_model.safetensors"), json.loads(
-        (folder / "out" / "adapter_config.json").read_text()
+    return (
+        report,
+        load_file(folder / "out" / "adapter_model.safetensors"),
+        json.loads((folder / "out" / "adapter_config.json").read_text()),
     )
 
 
@@ -177,7 +179,7 @@ def test_refused_checkpoints(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="equal"):
         extract_lora(first, first, out, options)
     heads = synthetic.write_checkpoint(tmp_path / "h", other, {**config, "num_attention_heads": 2})
-    with pytest.raises(ZambaCompatError, match="num_attention_heads|shape|head"):
+    with pytest.raises(ZambaCompatError, match=r"num_attention_heads|shape|head"):
         extract_lora(first, heads, out, options)
     another, state, _ = parents("1.2B")
     with pytest.raises(CheckpointError, match="hybrid ones"):
@@ -185,8 +187,10 @@ def test_refused_checkpoints(tmp_path: Path) -> None:
     apart = synthetic.write_checkpoint(tmp_path / "d", synthetic.to_divergent(other, config), config)
     with pytest.raises(DivergentCopiesError):
         extract_lora(first, apart, out, options)
-    untied = synthetic.write_checkpoint(tmp_path / "u", *synthetic.to_untied(synthetic.to_expanded(other, config), config))
-    with pytest.raises(CheckpointError, match="--per-position|shared blocks"):
+    untied = synthetic.write_checkpoint(
+        tmp_path / "u", *synthetic.to_untied(synthetic.to_expanded(other, config), config)
+    )
+    with pytest.raises(CheckpointError, match="shared blocks"):
         extract_lora(first, untied, out, options)
     with pytest.raises(DestinationError, match="source"):
         extract_lora(first, second, first / "out", options)

@@ -106,9 +106,7 @@ def run(options: argparse.Namespace) -> int:
 
         require_peft()  # before anything is computed
     shown = not options.quiet and sys.stderr.isatty()
-    report = extract_lora(
-        options.base, options.tuned, options.destination, asked, progress=bar if shown else None
-    )
+    report = extract_lora(options.base, options.tuned, options.destination, asked, progress=bar if shown else None)
     if not options.json and not options.quiet:
         print(text(report), flush=True)
     found = None
@@ -155,6 +153,8 @@ def text(report: ExtractReport) -> str:
     if report.left:
         lines.append(f"  not carried: {len(report.left)} tensors that differ, {listed(report.left, 3)}")
     if report.words:
-        lines.append(f"  to carry them too: --modules-to-save {' '.join((*report.options.modules_to_save, *report.words))}")
+        lines.append(
+            f"  to carry them too: --modules-to-save {' '.join((*report.options.modules_to_save, *report.words))}"
+        )
     lines += [f"  warning: {warning}" for warning in report.warnings]
     return "\n".join(lines)

@@ -36,7 +36,9 @@ class Factors:
     total: float
 
 
-def factorize(base: Tensor, tuned: Tensor, rank: int, *, exact: bool | None = None, where: str | None = None) -> Factors:
+def factorize(
+    base: Tensor, tuned: Tensor, rank: int, *, exact: bool | None = None, where: str | None = None
+) -> Factors:
     """The matrix of a rank that is closest to tuned - base [out, in].
 
     That is the truncated singular value decomposition (Eckart and Young, Psychometrika 1, 1936). The singular vectors

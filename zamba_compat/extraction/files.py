@@ -28,9 +28,7 @@ def target_modules(adapted: Sequence[Difference], everything: Sequence[Differenc
         everything: all tensors of the model.
     """
     names = {place.rpartition(".")[0] for one in adapted for place in one.places}
-    missing = {
-        kind_of(one.module) for one in everything if one.name.endswith(".weight") and one.module not in names
-    }
+    missing = {kind_of(one.module) for one in everything if one.name.endswith(".weight") and one.module not in names}
     # An adapter list's element has more names in the model than in the file: those of positions that do not use it.
     whole = {kind for kind in map(kind_of, names) if kind in LINEARS and kind not in missing}
     single = (name.removeprefix("model.") for name in names if kind_of(name) not in whole)

@@ -9,7 +9,9 @@ from typing import NoReturn
 
 from zamba_compat.checkpoint.headers import TensorInfo
 from zamba_compat.checkpoint.recipe import Recipe
+from zamba_compat.checkpoint.report import DTYPES
 from zamba_compat.checkpoint.strict_json import listed
+from zamba_compat.checkpoint.writer import Output
 from zamba_compat.errors import CheckpointError, ConfigError
 from zamba_compat.merging.near import near
 from zamba_compat.merging.parents import HEAD, Parent
@@ -17,10 +19,9 @@ from zamba_compat.merging.plan import compare_configs
 
 from .settings import ExtractOptions
 
-LINEARS = frozenset(
-    ("in_proj", "out_proj", "linear", "q_proj", "k_proj", "v_proj", "o_proj")
-    + ("gate_up_proj", "gate_proj", "up_proj", "down_proj")
-)
+PREFIX = "base_model.model."  # PEFT's, before the names of what it adapts
+_FEED_FORWARD = ("gate_up_proj", "gate_proj", "up_proj", "down_proj")
+LINEARS = frozenset(("in_proj", "out_proj", "linear", "q_proj", "k_proj", "v_proj", "o_proj", *_FEED_FORWARD))
 _WHOLE = frozenset(("embed_tokens", "lm_head", "conv1d", "mamba", "norm", "layernorm", "input_layernorm"))
 _WHOLE |= {"pre_ff_layernorm", "final_layernorm"} | LINEARS
 _ADAPTER = re.compile(r"_adapter_list\.[0-9]+\.[01]\Z")
@@ -132,9 +133,7 @@ def differences(base: Parent, tuned: Parent, per_position: bool) -> list[Differe
     return found
 
 
-def _difference(
-    base: Parent, tuned: Parent, name: str, places: tuple[str, ...], own: str, prefix: str
-) -> Difference:
+def _difference(base: Parent, tuned: Parent, name: str, places: tuple[str, ...], own: str, prefix: str) -> Difference:
     mine = base.canonical(name)
     theirs = tuned.canonical(own)
     assert tuned.contents is not None
@@ -237,3 +236,27 @@ def words_for(names: Sequence[str]) -> tuple[str, ...]:
     if "mamba" in words:
         words = [word for word in words if word not in ("norm", "conv1d")]
     return tuple(dict.fromkeys(word for word in words if word in _WHOLE))
+
+
+def dtype_of(one: Difference, options: ExtractOptions) -> str:
+    """Of a matrix's factors, in the words of safetensors."""
+    return one.info.dtype if options.dtype is None else DTYPES[options.dtype]
+
+
+def factor_names(one: Difference, end: str) -> list[str]:
+    """All that one of a matrix's two factors is called, "lora_A" or "lora_B", without `PREFIX`."""
+    return [f"{place.rpartition('.')[0]}.{end}.weight" for place in one.places]
+
+
+def announced(plan: ExtractPlan, options: ExtractOptions) -> tuple[Output, ...]:
+    """What is written if every matrix differs; the names without `PREFIX`."""
+    outputs = []
+    for one in plan.matrices:
+        rows, columns = one.info.shape
+        rank = min(options.rank, rows, columns)
+        for end, shape in (("lora_A", (rank, columns)), ("lora_B", (rows, rank))):
+            recipe = Recipe((f"{end}:{one.name}",))
+            outputs += [Output(name, dtype_of(one, options), shape, recipe) for name in factor_names(one, end)]
+    for one in plan.saved:
+        outputs += [Output(place, one.info.dtype, one.info.shape, one.tuned) for place in one.places]
+    return tuple(outputs)
