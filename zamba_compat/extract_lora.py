@@ -160,14 +160,14 @@ class _Extraction:
         if written.nonfinite:
             raise CheckpointError(
                 "NaN or infinity came of it.",
-                where=listed(written.nonfinite),
+                where=listed(list(written.nonfinite)),
                 remedy="Look for them in the checkpoints with zamba-compat inspect --values.",
             )
         self.outputs = written.outputs
         config = adapter_config(base, self._base, rank, self.targets, plan.modules_to_save, ranks(self.adapted, rank))
         self._staging.write(_CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
-        one, other = self._parents.parents
-        text = card(one, other, self._options, name, self.components, self.total, self.left)
+        before, after = self._parents.parents
+        text = card(before, after, self._options, name, self.components, self.total, self.left)
         self._staging.write(_CARD, text)
         asked = {k: v for k, v in dataclasses.asdict(self._options).items() if k not in _OPTIONS_OF_THE_RUN}
         sources = [parent.checkpoint.identity for parent in self._parents]

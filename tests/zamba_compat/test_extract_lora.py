@@ -32,7 +32,8 @@ def matrix(rows: int, columns: int, decay: float) -> Tensor:
     generator = torch.Generator().manual_seed(rows)
     short = min(rows, columns)
     left, right = (torch.linalg.qr(torch.randn(n, short, generator=generator).double()).Q for n in (rows, columns))
-    return ((left * decay ** torch.arange(short).double()) @ right.T).float()
+    made: Tensor = (left * decay ** torch.arange(short).double()) @ right.T
+    return made.float()
 
 
 @pytest.mark.parametrize("shape", [(90, 40), (40, 90), (50, 50)])

@@ -151,7 +151,7 @@ def text(report: ExtractReport) -> str:
             rows.append((name, f"{part:.1f}%", share(energy), f"{energy.left} tensors" if energy.left else ""))
         lines += ["", *(f"  {line}" for line in table(rows)), "  (sums of squared singular values)"]
     if report.left:
-        lines.append(f"  not carried: {len(report.left)} tensors that differ, {listed(report.left, 3)}")
+        lines.append(f"  not carried: {len(report.left)} tensors that differ, {listed(list(report.left), 3)}")
     if report.words:
         lines.append(
             f"  to carry them too: --modules-to-save {' '.join((*report.options.modules_to_save, *report.words))}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -88,8 +89,10 @@ def memory(shape: tuple[int, ...], rank: int) -> int:
     return 4 * long * short * 2 + inner + 4 * 2 * rank * (long + short)
 
 
-def _rows(matrix: Tensor) -> tuple[Tensor, ...]:
-    return matrix.split(max(1, SLICE // matrix.shape[1]))
+def _rows(matrix: Tensor) -> Iterator[Tensor]:
+    height = max(1, SLICE // matrix.shape[1])
+    for start in range(0, len(matrix), height):
+        yield matrix[start : start + height]
 
 
 def _whole(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:

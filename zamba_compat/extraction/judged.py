@@ -67,8 +67,7 @@ def adapted(report: ExtractReport) -> Loaded:
 
     peft = require_peft()
     loaded = load(report.base)
-    if report.options.per_position:
-        separate_modules(loaded.model)
+    separate_modules(loaded.model)  # either kind of adapter loads so, and none of its names is missing
     return dataclasses.replace(loaded, model=peft.PeftModel.from_pretrained(loaded.model, report.destination).eval())
 
 
