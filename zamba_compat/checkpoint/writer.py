@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 BEGUN = 2**24  # bytes of tensors begun before it is their turn: a crowd of small ones, or a large one
 _CROWD = 32  # of them at most: even the smallest result may keep address space for a large one
-_PATTERN = "model{suffix}.safetensors"
+_PATTERN, _STEM = "{stem}{suffix}.safetensors", "model"
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}  # decimal, as the hub's
 
 
@@ -96,17 +96,17 @@ def plan_shards(outputs: Sequence[Output], max_shard_size: int) -> list[list[Out
     split = split_state_dict_into_shards_factory(
         by_name,
         get_storage_size=lambda output: output.nbytes,
-        filename_pattern=_PATTERN,
+        filename_pattern=_PATTERN.replace("{stem}", _STEM),
         max_shard_size=max_shard_size,
     )
     return [[by_name[name] for name in names] for names in split.filename_to_tensors.values()]
 
 
-def shard_names(count: int) -> list[str]:
+def shard_names(count: int, stem: str = _STEM) -> list[str]:
     """The names of `count` shards: model.safetensors, or model-00001-of-000NN.safetensors."""
     if count == 1:
-        return [_PATTERN.format(suffix="")]
-    return [_PATTERN.format(suffix=f"-{number:05}-of-{count:05}") for number in range(1, count + 1)]
+        return [_PATTERN.format(stem=stem, suffix="")]
+    return [_PATTERN.format(stem=stem, suffix=f"-{number:05}-of-{count:05}") for number in range(1, count + 1)]
 
 
 def shard_sizes(outputs: Sequence[Output], max_shard_size: int) -> dict[str, int]:
@@ -156,6 +156,7 @@ def write_shards(
     metadata: Mapping[str, str] | None = None,
     progress: Callable[[int], object] | None = None,
     stored_bytes: Callable[[str], StoredBytes | None] | None = None,
+    stem: str = _STEM,
 ) -> Written:
     """Write the tensors, and the index where there are several shards.
 
@@ -168,13 +169,14 @@ def write_shards(
         progress: called with the number of bytes after each piece that is written.
         stored_bytes: where a source lies in a file, so that unchanged tensors need not be mapped; see
             `Checkpoint.stored_bytes`.
+        stem: what the files' names begin with.
 
     Raises:
         DestinationError: too little room, before anything is written; or writing failed.
         CheckpointError: a source cannot be read, or a recipe gives another dtype or shape than was announced.
     """
     shards = plan_shards(outputs, max_shard_size)
-    names = shard_names(len(shards))
+    names = shard_names(len(shards), stem)
     headers = [header_of(shard, {"format": "pt", **(metadata or {})}) for shard in shards]
     staging.require(sum(output.nbytes for output in outputs) + sum(len(header) for header, _ in headers))
     examined: dict[str, Examined] = {}
@@ -194,7 +196,7 @@ def write_shards(
     total = sum(output.nbytes for output in outputs)
     if len(names) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-        staging.write(_PATTERN.format(suffix="") + INDEX_SUFFIX, json.dumps(index, indent=2) + "\n")
+        staging.write(_PATTERN.format(stem=stem, suffix="") + INDEX_SUFFIX, json.dumps(index, indent=2) + "\n")
     return Written(
         outputs=tuple(outputs),
         sha256={output.name: examined[output.name].sha256.hexdigest() for output in outputs},

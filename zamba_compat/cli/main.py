@@ -26,6 +26,7 @@ COMMANDS = {
     "inspect": ("inspect", "what a checkpoint holds and whether it is whole; how far two lie apart"),
     "convert-checkpoint": ("convert", "a checkpoint from any layout to another"),
     "merge": ("merge", "checkpoints by mergekit's configuration, shared blocks understood"),
+    "extract-lora": ("extract_lora", "a PEFT adapter from the difference of two checkpoints"),
     "quantize": ("quantize", "a checkpoint with bitsandbytes, without building the model"),
     "generate": ("generate", "text from a prompt, as it comes"),
     "chat": ("chat", "a conversation, through the model's chat template"),

@@ -113,7 +113,7 @@ def run(options: argparse.Namespace) -> int:
 
     with usage():
         parse_size(options.max_shard_size)
-    texts = _texts(options)
+    texts = texts_of(options)
     if options.plot:
         from zamba_compat.heatmap import require_matplotlib
 
@@ -157,7 +157,7 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _texts(options: argparse.Namespace) -> dict[str, str]:
+def texts_of(options: argparse.Namespace) -> dict[str, str]:
     """What --evaluate names, read before anything is merged."""
     if not options.evaluate:
         return {}

@@ -150,7 +150,7 @@ _HEADS = ("num_attention_heads", "num_key_value_heads")
 _NUMERICS = ("use_mem_rope", "use_long_context", "rope_theta", "rms_norm_eps", "time_step_limit", "hidden_act")
 
 
-def _compare_configs(base: Parent, parent: Parent) -> list[str]:
+def compare_configs(base: Parent, parent: Parent) -> list[str]:
     """Refuse other heads: the same rows of a weight would belong to different ones. Say what else is otherwise."""
 
     def different(keys: tuple[str, ...]) -> str:
@@ -179,7 +179,7 @@ def _compare_architectures(base: Parent, parents: Parents) -> list[str]:
         if parent is base:
             continue
         if parent.architecture == base.architecture:
-            notes += _compare_configs(base, parent)
+            notes += compare_configs(base, parent)
         one, other = base.sharing, parent.sharing
         if one is not None and other is not None and one.hybrid_layers != other.hybrid_layers:
             raise CheckpointError(
