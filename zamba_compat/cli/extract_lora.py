@@ -10,10 +10,12 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .convert import CHOICES, bar
+from .upload import add_push, asked, push
 from .usage import DTYPES, dtype
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 EXAMPLES = """
   zamba-compat extract-lora BASE TUNED OUT --rank 64
   zamba-compat extract-lora BASE TUNED OUT --rank 64 --modules-to-save embed_tokens input_layernorm --evaluate text.txt
+  zamba-compat extract-lora OWNER/BASE OWNER/TUNED OUT --rank 64 --push OWNER/LORA
   zamba-compat extract-lora BASE TUNED OUT --rank 16 --target-modules mamba --exclude-regex 'layers\\.[0-5]\\.'
 """
 
@@ -75,6 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--overwrite", action="store_true", help="replace a destination that is not empty, at the very end")
     add("--allow-unknown", action="store_true", help="leave tensors aside that are no part of the model")
     add("--allow-pickle", action="store_true", help="read .bin and .pt files (tensors only, no code is run)")
+    add_push(parser)
     add("--json", action="store_true", help="the report as JSON")
     add("-q", "--quiet", action="store_true", help="no progress and no report, only errors")
 
@@ -86,7 +90,7 @@ def run(options: argparse.Namespace) -> int:
     from .usage import usage
 
     with usage():
-        asked = ExtractOptions(
+        settings = ExtractOptions(
             rank=options.rank,
             target_modules=tuple(options.target_modules),
             modules_to_save=tuple(options.modules_to_save),
@@ -105,8 +109,9 @@ def run(options: argparse.Namespace) -> int:
         from zamba_compat.extraction.judged import require_peft
 
         require_peft()  # before anything is computed
+    where = asked(options)
     shown = not options.quiet and sys.stderr.isatty()
-    report = extract_lora(options.base, options.tuned, options.destination, asked, progress=bar if shown else None)
+    report = extract_lora(options.base, options.tuned, options.destination, settings, progress=bar if shown else None)
     if not options.json and not options.quiet:
         print(text(report), flush=True)
     found = None
@@ -118,12 +123,17 @@ def run(options: argparse.Namespace) -> int:
                 print(f"{model}: {what} ...", file=sys.stderr)
 
         found = judge(report, texts, tell=tell)
-    if options.json:
-        print(json.dumps({**report.as_dict(), "evaluation": None if found is None else found.as_dict()}, indent=2))
-    elif found is not None:
+    if found is not None and not options.json:
         from .evaluate import table
 
         print("\n".join(["", *(f"  {line}" for line in table(found.scores()))]))
+    done = push(options, where if report.written else None, options.destination)
+    if options.json:
+        said = {
+            "evaluation": None if found is None else found.as_dict(),
+            "pushed": None if done is None else asdict(done),
+        }
+        print(json.dumps({**report.as_dict(), **said}, indent=2))
     return 0
 
 

@@ -48,7 +48,9 @@ def test_a_conversion(there: Hub, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_every_command_that_writes(there: Hub, capsys: pytest.CaptureFixture[str]) -> None:
     Path("merge.yaml").write_text("merge_method: linear\nmodels: [{model: src, parameters: {weight: 1}}]\n")
-    for command in (["quantize", "src", "q"], ["merge", "merge.yaml", "m"]):
+    tuned = str(TINY.parent / "tuned")
+    extract = ["extract-lora", "src", tuned, "lora", "--rank", "2"]
+    for command, made in ((["quantize", "src", "q"], "q"), (["merge", "merge.yaml", "m"], "m"), (extract, "lora")):
         pushed = f"someone/{command[0]}@tried"
         assert main([*command, "--push", pushed, "--public", "--json"]) == 0
         words = json.loads(capsys.readouterr().out)["pushed"]
@@ -56,7 +58,7 @@ def test_every_command_that_writes(there: Hub, capsys: pytest.CaptureFixture[str
         assert words["url"] == f"{there.endpoint}/someone/{command[0]}/tree/tried" and not words["private"]
         assert words["commit"] == repo.branches["tried"] and not repo.private
         assert repo.files("main").keys() == {".gitattributes"}
-        assert repo.files("tried") == {".gitattributes": b"", **content(command[-1])}
+        assert repo.files("tried") == {".gitattributes": b"", **content(made)}
         assert "README.md" in repo.files("tried") and words["files"] == len(repo.files("tried")) - 1
 
 
