@@ -1,4 +1,4 @@
-"""Quantize a checkpoint with bitsandbytes tensor by tensor; no model is built."""
+"""Quantize a checkpoint tensor by tensor, with bitsandbytes or compressed-tensors; no model is built."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
+from zamba_compat.checkpoint import compressed, quantization
+from zamba_compat.checkpoint.compressed import Compressed
 from zamba_compat.checkpoint.dtypes import from_torch
 from zamba_compat.checkpoint.files import write_all
 from zamba_compat.checkpoint.progress import Progress, counting
-from zamba_compat.checkpoint.quantization import WORKSPACE, Method, announce, device, quantize, require_bitsandbytes
+from zamba_compat.checkpoint.quantization import WORKSPACE
 from zamba_compat.checkpoint.recipe import Recipe
 from zamba_compat.checkpoint.shapes import is_head
 from zamba_compat.checkpoint.staging import Staging
@@ -39,6 +41,20 @@ class Stored(Protocol):
     def stored_bytes(self, name: str) -> StoredBytes | None: ...
 
 
+class Method(Protocol):
+    """How to quantize: `checkpoint.quantization.Method` or `checkpoint.compressed.Compressed`."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def sentence(self) -> str: ...
+    def require(self) -> dict[str, str]: ...
+    def takes(self, name: str, dtype: str, shape: tuple[int, ...], sharing: SharingMap) -> bool: ...
+    def words(self, sharing: SharingMap, heads: Iterable[str]) -> dict[str, Any]: ...
+    def announce(self, dtype: str, shape: tuple[int, ...]) -> dict[str, tuple[str, tuple[int, ...]]]: ...
+    def quantize(self, weight: Tensor, where: str) -> dict[str, Tensor]: ...
+
+
 @dataclass(frozen=True)
 class Quantization:
     """Which tensors are quantized, and how.
@@ -58,19 +74,16 @@ class Quantization:
     @property
     def sentence(self) -> str:
         """For the model card."""
-        kind = "8-bit integers" if self.method.name == "int8" else self.method.name.upper()
-        more = " with double quantization" if self.method.double else ""
-        kept = ", the shared blocks left as they are" if self.method.skip_shared else ""
-        return f"Linear weights of the layers quantized to {kind}{more} by bitsandbytes{kept}."
+        return self.method.sentence
 
     def announced(self, outputs: tuple[Output, ...]) -> tuple[Output, ...]:
-        """The outputs with what becomes of quantized ones in their place; see `announce` for how exact it is."""
+        """The outputs with what becomes of quantized ones in their place; see `Method.announce` for how exact it is."""
         found: list[Output] = []
         for output in outputs:
             if output.name not in self.names:
                 found.append(output)
                 continue
-            for end, (dtype, shape) in announce(output.dtype, output.shape, self.method).items():
+            for end, (dtype, shape) in self.method.announce(output.dtype, output.shape).items():
                 found.append(_part(output.name, end, dtype, shape))
         return tuple(found)
 
@@ -79,7 +92,7 @@ def check(contents: Contents, options: Options) -> None:
     """Refuse at once what cannot be quantized; nothing happens where that was not asked for.
 
     Raises:
-        UnsupportedReleaseError: no release of bitsandbytes that can do it.
+        UnsupportedReleaseError: no release of bitsandbytes or compressed-tensors that can do it.
         CheckpointError: a source that is quantized already.
     """
     if options.quantize is None:
@@ -90,7 +103,7 @@ def check(contents: Contents, options: Options) -> None:
             where=contents.where,
             remedy="Quantize the checkpoint that it was made from.",
         )
-    require_bitsandbytes(Method(options.quantize))
+    method_of(options).require()
 
 
 def plan(
@@ -105,20 +118,29 @@ def plan(
         options: what was asked for.
 
     Raises:
-        CheckpointError: a dtype that bitsandbytes does not take.
+        CheckpointError: a weight that cannot be quantized as it is.
     """
     if options.quantize is None:
         return None
-    own = config.get("torch_dtype") if options.quantize != "int8" else None
-    compute_dtype = options.compute_dtype or (own if own in ("bfloat16", "float16") else "float32")
-    method = Method(options.quantize, options.double_quant, compute_dtype, options.keep_shared_16bit)
-    found = require_bitsandbytes(method)
+    method = method_of(options, config)
+    made_by = method.require()
     sharing = SharingMap.from_config(config)
     known = [output for output in outputs if output.name not in contents.unknown]
     names = {output.name for output in known if method.takes(output.name, output.dtype, output.shape, sharing)}
     heads = [output.name.removesuffix(".weight") for output in known if is_head(output.name)]
-    made_by = {"bitsandbytes": found, "device": device()}
     return Quantization(method, frozenset(names), method.words(sharing, heads), made_by)
+
+
+def method_of(options: Options, config: Mapping[str, Any] | None = None) -> Method:
+    """The method that was asked for, for a model with this config.json."""
+    assert options.quantize is not None
+    if options.quantize in compressed.METHODS:
+        size = compressed.GROUP_SIZE if options.group_size is None else options.group_size
+        kept, ordered = options.keep_shared_16bit, options.act_order
+        return Compressed(options.quantize, size, not options.asymmetric, tuple(options.ignore), kept, ordered)
+    own = (config or {}).get("torch_dtype") if options.quantize != "int8" else None
+    compute_dtype = options.compute_dtype or (own if own in ("bfloat16", "float16") else "float32")
+    return quantization.Method(options.quantize, options.double_quant, compute_dtype, options.keep_shared_16bit)
 
 
 @contextmanager
@@ -195,7 +217,7 @@ def _quantize(
     import torch
 
     weight = output.recipe.made(checkpoint.read)
-    for end, tensor in quantize(weight, method, output.name).items():
+    for end, tensor in method.quantize(weight, output.name).items():
         part = _part(output.name, end, from_torch(tensor.dtype) or "", tuple(tensor.shape))
         data: Any = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
         place = StoredBytes(path, file.tell(), part.nbytes)
@@ -204,5 +226,5 @@ def _quantize(
 
 
 def _part(weight: str, end: str, dtype: str, shape: tuple[int, ...]) -> Output:
-    """`end` as `quantization.quantize` returns it; the recipe stands for a place that is not known yet."""
+    """`end` as `Method.quantize` returns it; the recipe stands for a place that is not known yet."""
     return Output(weight.removesuffix("weight") + end, dtype, shape, Recipe((_SCRATCH,)))
