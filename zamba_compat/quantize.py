@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
+from zamba_compat.calibrate import read_text, windows_of
 from zamba_compat.checkpoint import compressed, quantization
 from zamba_compat.checkpoint.compressed import Compressed
 from zamba_compat.checkpoint.dtypes import from_torch
@@ -56,6 +58,16 @@ class Method(Protocol):
 
 
 @dataclass(frozen=True)
+class Calibration:
+    """A text as token ids, in windows that are run apart, and what the model needs to run it, see `streamed_layers`."""
+
+    windows: Sequence[Tensor]
+    config: Mapping[str, Any]
+    sharing: SharingMap
+    prefix: str
+
+
+@dataclass(frozen=True)
 class Quantization:
     """Which tensors are quantized, and how.
 
@@ -64,17 +76,19 @@ class Quantization:
         names: the weights, by their names in the output.
         words: config.json's quantization_config.
         made_by: what does it, for the manifest.
+        calibration: what it is rounded on; None rounds to nearest.
     """
 
     method: Method
     names: frozenset[str]
     words: Mapping[str, Any]
     made_by: Mapping[str, str]
+    calibration: Calibration | None = None
 
     @property
     def sentence(self) -> str:
         """For the model card."""
-        return self.method.sentence
+        return self.method.sentence + (" Rounded by GPTQ on a text." if self.calibration is not None else "")
 
     def announced(self, outputs: tuple[Output, ...]) -> tuple[Output, ...]:
         """The outputs with what becomes of quantized ones in their place; see `Method.announce` for how exact it is."""
@@ -93,7 +107,7 @@ def check(contents: Contents, options: Options) -> None:
 
     Raises:
         UnsupportedReleaseError: no release of bitsandbytes or compressed-tensors that can do it.
-        CheckpointError: a source that is quantized already.
+        CheckpointError: a source that is quantized already, or a text that cannot be read.
     """
     if options.quantize is None:
         return
@@ -104,6 +118,8 @@ def check(contents: Contents, options: Options) -> None:
             remedy="Quantize the checkpoint that it was made from.",
         )
     method_of(options).require()
+    if options.gptq is not None:
+        read_text(options.gptq)
 
 
 def plan(
@@ -128,7 +144,27 @@ def plan(
     known = [output for output in outputs if output.name not in contents.unknown]
     names = {output.name for output in known if method.takes(output.name, output.dtype, output.shape, sharing)}
     heads = [output.name.removesuffix(".weight") for output in known if is_head(output.name)]
-    return Quantization(method, frozenset(names), method.words(sharing, heads), made_by)
+    calibration = None
+    if options.gptq is not None:
+        calibration = _calibration(options.gptq, config, sharing, contents)
+        made_by["text"] = hashlib.sha256(read_text(options.gptq).encode()).hexdigest()
+    return Quantization(method, frozenset(names), method.words(sharing, heads), made_by, calibration)
+
+
+def _calibration(
+    text: str, config: Mapping[str, Any], sharing: SharingMap, contents: Contents
+) -> Calibration:
+    import torch.nn.functional as F
+
+    from zamba_compat.gptq import TOKENS
+
+    if sharing.model_type != "zamba2":
+        raise CheckpointError("Zamba (v1) is not rounded by a text.", remedy="Leave --gptq out.")
+    windows = windows_of(Path(contents.where), read_text(text), TOKENS)
+    begin = config.get("bos_token_id")
+    if begin is not None:
+        windows = [F.pad(ids, (1, 0), value=int(begin)) for ids in windows]
+    return Calibration(windows, config, sharing, contents.prefix)
 
 
 def method_of(options: Options, config: Mapping[str, Any] | None = None) -> Method:
@@ -176,18 +212,17 @@ def quantized(
     planned = quantization.announced(outputs)
     staging.require(sum(output.nbytes * (2 if output.recipe.sources[:1] == (_SCRATCH,) else 1) for output in planned))
     with _scratch(staging) as (file, path):
-        found: list[Output] = []
         places: dict[str, StoredBytes] = {}
         total = sum(output.nbytes for output in outputs if output.name in quantization.names)
+        made: dict[str, list[Output]] = {}
         with counting(progress, "quantizing", total) as update:
-            for output in outputs:
-                if output.name not in quantization.names:
-                    found.append(output)
-                    continue
-                for part, place in _quantize(output, quantization.method, checkpoint, file, path):
-                    found.append(part)
+            for output, parts in _parts_of(outputs, quantization, checkpoint):
+                made[output.name] = []
+                for part, place in _set_down(output, parts, file, path):
+                    made[output.name].append(part)
                     places[part.recipe.sources[0]] = place
                 update(output.nbytes)
+        found = [part for output in outputs for part in made.get(output.name, [output])]
 
         def find(name: str) -> StoredBytes | None:
             return places[name] if name in places else checkpoint.stored_bytes(name)
@@ -211,13 +246,36 @@ def _scratch(staging: Staging) -> Iterator[tuple[BinaryIO, Path]]:
     os.unlink(path)
 
 
-def _quantize(
-    output: Output, method: Method, checkpoint: Stored, file: BinaryIO, path: Path
+def _parts_of(
+    outputs: Iterable[Output], quantization: Quantization, checkpoint: Stored
+) -> Iterator[tuple[Output, Mapping[str, Tensor]]]:
+    """What is made of every weight that is quantized, in whatever order."""
+    method, calibration = quantization.method, quantization.calibration
+    if calibration is None:
+        for output in outputs:
+            if output.name in quantization.names:
+                yield output, method.quantize(output.recipe.made(checkpoint.read), output.name)
+        return
+    from zamba_compat.gptq import rounded
+    from zamba_compat.streamed_layers import Layers
+
+    assert isinstance(method, Compressed)
+    known = {output.name: output for output in outputs}
+
+    def read(name: str) -> Tensor:
+        return known[name].recipe.made(checkpoint.read)
+
+    layers = Layers(calibration.config, calibration.sharing, calibration.prefix, read)
+    for name, parts in rounded(layers, calibration.windows, method, quantization.names):
+        yield known[name], parts
+
+
+def _set_down(
+    output: Output, parts: Mapping[str, Tensor], file: BinaryIO, path: Path
 ) -> Iterator[tuple[Output, StoredBytes]]:
     import torch
 
-    weight = output.recipe.made(checkpoint.read)
-    for end, tensor in method.quantize(weight, output.name).items():
+    for end, tensor in parts.items():
         part = _part(output.name, end, from_torch(tensor.dtype) or "", tuple(tensor.shape))
         data: Any = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
         place = StoredBytes(path, file.tell(), part.nbytes)

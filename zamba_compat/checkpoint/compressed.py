@@ -23,6 +23,7 @@ from zamba_compat.errors import CheckpointError, UnsupportedReleaseError
 from zamba_compat.sharing import SharingMap
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 METHODS = ("w4a16", "w8a16", "fp8")
@@ -72,7 +73,7 @@ class Compressed:
     @property
     def sentence(self) -> str:
         """For the model card."""
-        kind = "float8 (e4m3), a scale per row" if self.name == "fp8" else f"{self.name[1]}-bit integers"
+        kind = "float8 (e4m3), a scale per row" if self.name == "fp8" else f"{self.bits}-bit integers"
         per = "row" if self.group_size == -1 else f"{self.group_size} columns"
         scales = "" if self.name == "fp8" else f", a scale per {per}"
         zeros = "" if self.symmetric else ", with zero points"
@@ -163,7 +164,7 @@ class Compressed:
         rows, columns = shape
         if self.name == "fp8":
             return {"weight": ("F8_E4M3", shape), "weight_scale": (dtype, (rows, 1))}
-        bits, groups = int(self.name[1]), 1 if self.group_size == -1 else columns // self.group_size
+        bits, groups = self.bits, 1 if self.group_size == -1 else columns // self.group_size
         found: dict[str, tuple[str, tuple[int, ...]]] = {
             "weight_packed": ("I32", (rows, -(-columns * bits // 32))),
             "weight_scale": (dtype, (rows, groups)),
@@ -199,13 +200,13 @@ class Compressed:
         scale = torch.empty(rows, columns // group, dtype=weight.dtype)
         zero = torch.zeros(scale.shape, dtype=torch.int8)
         for here in _pieces(weight):
-            scale[here], zero[here] = self.scales_of(weight[here].reshape(-1, columns // group, group))
+            scale[here], zero[here] = self.scales_of(weight[here].reshape(-1, columns // group, group), weight.dtype)
         if not scale.isfinite().all():
             raise refuse_nonfinite([where])
         return scale, zero
 
-    def scales_of(self, groups: Tensor) -> tuple[Tensor, Tensor]:
-        """As `scales`, of groups that are laid out (..., columns of a group)."""
+    def scales_of(self, groups: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """As `scales`, of groups that are laid out (..., columns of a group); the scales in `dtype`."""
         import torch
         from compressed_tensors.quantization.utils import calculate_qparams
 
@@ -214,10 +215,15 @@ class Compressed:
         # A group of zeros has no scale, and the library divides by it to find the zero point.
         high = high.where((low != 0) | (high != 0), torch.finfo(torch.float32).eps)
         scale, zero = calculate_qparams(low, high, self.scheme().weights)
-        smallest = torch.finfo(groups.dtype).smallest_normal
-        scale = scale.to(groups.dtype)
-        scale = scale.where(scale != 0, smallest)
+        scale = scale.to(dtype)
+        scale = scale.where(scale != 0, torch.finfo(dtype).smallest_normal)
         return scale, zero if not self.symmetric else torch.zeros(scale.shape, dtype=torch.int8)
+
+    def nearest(self, values: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+        """The nearest level of each value, float32; one scale and zero point per value."""
+        low, high = -(2 ** (self.bits - 1)), 2 ** (self.bits - 1) - 1
+        step, at = scale.float(), zero.float()
+        return ((values / step + at).round_().clamp_(low, high) - at) * step
 
     def packed(self, weight: Tensor, scale: Tensor, zero: Tensor) -> dict[str, Tensor]:
         """What is stored of a weight whose scales are known; each element goes to the nearest level."""
@@ -245,6 +251,11 @@ class Compressed:
         compressor = BaseCompressor.get_value_from_registry(self._format)
         values: Tensor = compressor.decompress(parts, self.scheme())["weight"]
         return values
+
+    @property
+    def bits(self) -> int:
+        """Of an integer."""
+        return int(self.name[1])
 
     @property
     def _format(self) -> str:
