@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +58,7 @@ def load(source: Path, checkpoint: Path, rank: int = 0, size: int = 1) -> Loaded
             if unfilled:
                 unfilled &= _fill(build(checkpoint, dtype), checkpoint, 0x3C)[1]
         except Exception as error:
+            if os.environ.get("CHECK_VLLM_TRACE"): raise
             return Loaded(len(names), (), 0, (), f"{type(error).__name__}: {str(error).splitlines()[0][:200]}")
         count = len(dict(model.named_parameters()))
     return Loaded(len(names), tuple(name for name in names if name not in read), count, tuple(sorted(unfilled)))
@@ -65,8 +67,6 @@ def load(source: Path, checkpoint: Path, rank: int = 0, size: int = 1) -> Loaded
 def build(checkpoint: Path, dtype: torch.dtype) -> Any:
     """vLLM's model with empty weights, its layers quantized as config.json says."""
     from transformers import AutoConfig
-    from vllm.model_executor.layers.quantization.compressed_tensors.compressed_tensors import CompressedTensorsConfig
-    from vllm.model_executor.model_loader.utils import configure_quant_config
     from vllm.model_executor.models.zamba2 import Zamba2ForCausalLM
 
     config = AutoConfig.from_pretrained(checkpoint)
@@ -75,7 +75,10 @@ def build(checkpoint: Path, dtype: torch.dtype) -> Any:
     if words is not None:
         if words.get("quant_method") != "compressed-tensors":
             raise ValueError(f"{words.get('quant_method')} is not checked here, only compressed-tensors")
-        quantization = CompressedTensorsConfig.from_config(words)
+        from vllm.model_executor.layers.quantization.compressed_tensors import compressed_tensors
+        from vllm.model_executor.model_loader.utils import configure_quant_config
+
+        quantization = compressed_tensors.CompressedTensorsConfig.from_config(words)
         configure_quant_config(quantization, Zamba2ForCausalLM)
     described = SimpleNamespace(
         model_config=SimpleNamespace(hf_config=config, dtype=dtype),

@@ -100,6 +100,15 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(hidden_size))
 
 
+class Config(SimpleNamespace):
+    """vLLM's configuration: what is not set is false."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return stand_in(name)
+
+
 class Platform:
     """A CUDA device of compute capability 9.0, as far as anybody asks."""
 
@@ -126,11 +135,12 @@ class Platform:
 
 def given(dtype: torch.dtype, rank: int, size: int) -> dict[str, dict[str, Any]]:
     """Module -> name -> what it is there, for weights of this dtype on one rank of a tensor-parallel group."""
-    config = SimpleNamespace(
-        compilation_config=SimpleNamespace(static_forward_context={}),
-        mamba_config=None,
+    config = Config(
+        compilation_config=Config(static_forward_context={}),
+        kernel_config=Config(linear_backend="auto"),
+        parallel_config=Config(decode_context_parallel_size=1),
         num_speculative_tokens=0,
-        model_config=SimpleNamespace(dtype=dtype),
+        model_config=Config(dtype=dtype),
     )
 
     def divide(number: int, by: int) -> int:

@@ -44,7 +44,7 @@ class Compressed:
         name: one of `METHODS`.
         group_size: consecutive columns of a row that share a scale; -1 for whole rows, which is all that fp8 knows.
         symmetric: no zero points.
-        ignore: modules to leave as they are, by their last name ("in_proj"), their whole name, or a pattern after
+        ignore: modules to leave as they are, by a part of their names ("in_proj"), their whole name, or a pattern after
             "re:", as in compressed-tensors.
         skip_shared: leave the shared blocks as they are.
         act_order: round columns in the order of their weight in the calibration text; says so in config.json.
@@ -136,7 +136,9 @@ class Compressed:
             elif "." in word:
                 found += sharing.aliases(word)
             else:
-                found.append(rf"re:(.*\.)?{re.escape(word)}$")
+                found.append(_kind(word))
+        if {"q_proj", "k_proj", "v_proj"} <= {*self.ignore}:
+            found.append(_kind("qkv_proj"))  # what vLLM makes of them
         if self.skip_shared:
             found += [rf"re:.*\.{sharing.stem}\.", _SHARED_IN_VLLM]
         return list(dict.fromkeys(found))
@@ -275,6 +277,11 @@ def require_compressed_tensors() -> str:
     if not SpecifierSet(RELEASES).contains(found, prereleases=True):
         raise UnsupportedReleaseError(f"compressed-tensors {found} is not one this was made for.", remedy=_REMEDY)
     return found
+
+
+def _kind(word: str) -> str:
+    """The pattern of every module that is called so, and of what is in it."""
+    return rf"re:(.*\.)?{re.escape(word)}(\..*)?$"
 
 
 def _matches(module: str, patterns: Iterable[str]) -> bool:

@@ -75,7 +75,7 @@ def add_common(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="MODULE",
-        help="leave these unquantized too: the last name of a module (in_proj), a whole name, or re:PATTERN "
+        help="leave these unquantized too: a part of modules' names (in_proj), a whole name, or re:PATTERN "
         "(w4a16, w8a16, fp8; again for more; lm_head always is)",
     )
     add("--gptq", metavar="TEXT", help="a text file: round w4a16 or w8a16 so that the layers' outputs on it change least")

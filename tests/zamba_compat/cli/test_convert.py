@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 import zamba_compat.checkpoint.layouts
-import zamba_compat.checkpoint.quantization
 import zamba_compat.checkpoint.report
 import zamba_compat.checkpoint.resolve
 from support import synthetic
@@ -32,7 +31,7 @@ def test_choices_are_those_of_the_library() -> None:
     assert command.LAYOUTS == zamba_compat.checkpoint.layouts.WRITTEN
     assert command.CHOICES == zamba_compat.checkpoint.resolve.CHOICES
     assert set(command.DTYPES) == set(zamba_compat.checkpoint.report.DTYPES)
-    assert command.METHODS == zamba_compat.checkpoint.quantization.METHODS
+    assert command.METHODS == zamba_compat.checkpoint.report.METHODS
 
 
 def test_every_option_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
