@@ -11,7 +11,7 @@ At a time there are the Hessians of one block or of one linear: about 2 GB for a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from zamba_compat.checkpoint.quantization import refuse_nonfinite
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 TOKENS = 8192  # of the text that count, in all
 DAMPING = 0.01  # of the mean of the Hessian's diagonal, added to it
 _BLOCK = 128  # columns rounded before the rest is corrected for all of them at once
+
+_SHARES = ("self_attn.k_proj.weight", "self_attn.v_proj.weight")  # the Hessian of q_proj
 
 Parts = dict[str, "Tensor"]
 
@@ -64,20 +66,33 @@ def rounded(
     Raises:
         CheckpointError: NaN or infinity in a weight or in what it computes.
     """
-    import torch
+    blocks: dict[str, Parts] = {}
 
-    with torch.inference_mode():
-        blocks: dict[str, Parts] = {}
+    def read(name: str) -> Tensor:
+        return method.dequantized(blocks[name]) if name in blocks else layers.read(name)
 
-        def read(name: str) -> Tensor:
-            return method.dequantized(blocks[name]) if name in blocks else layers.read(name)
+    model = Layers(layers.config, layers.sharing, layers.prefix, read)
+    for block in range(model.sharing.num_blocks):
+        made = _block(model, windows, method, names, block)
+        blocks.update(made)
+        yield from made.items()
+    yield from _layers(model, windows, method, names)
 
-        model = Layers(layers.config, layers.sharing, layers.prefix, read)
-        for block in range(model.sharing.num_blocks):
-            made = _block(model, windows, method, names, block)
-            blocks.update(made)
-            yield from made.items()
-        yield from _layers(model, windows, method, names)
+
+def memory(layers: Layers, tokens: int, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """An estimate of the anonymous memory that `rounded` needs, bytes.
+
+    Args:
+        layers: the model.
+        tokens: of all windows.
+        shapes: of the weights that are quantized.
+    """
+    prefix = layers.block(0).prefix
+    block = {name: shape for name, shape in shapes.items() if name.startswith(prefix)} or dict(shapes)
+    sums = sum(shape[1] ** 2 for name, shape in block.items() if not name.endswith(_SHARES))
+    largest = max((shape[1] ** 2 for shape in shapes.values()), default=0)
+    weights = sum(rows * columns for rows, columns in block.values())
+    return 4 * (sums + 3 * largest + weights + 4 * tokens * int(layers.config["hidden_size"]))
 
 
 def _block(

@@ -25,6 +25,7 @@ from zamba_compat.checkpoint.stored import StoredBytes
 from zamba_compat.checkpoint.writer import Output
 from zamba_compat.errors import CheckpointError
 from zamba_compat.sharing import SharingMap
+from zamba_compat.streamed_layers import Layers
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -151,9 +152,7 @@ def plan(
     return Quantization(method, frozenset(names), method.words(sharing, heads), made_by, calibration)
 
 
-def _calibration(
-    text: str, config: Mapping[str, Any], sharing: SharingMap, contents: Contents
-) -> Calibration:
+def _calibration(text: str, config: Mapping[str, Any], sharing: SharingMap, contents: Contents) -> Calibration:
     import torch.nn.functional as F
 
     from zamba_compat.gptq import TOKENS
@@ -230,11 +229,18 @@ def quantized(
         yield tuple(found), find
 
 
-def peak_memory(outputs: Iterable[Output]) -> int:
-    """An estimate of the anonymous memory for quantizing the largest of these tensors, bytes."""
+def peak_memory(outputs: Iterable[Output], quantization: Quantization | None = None) -> int:
+    """An estimate of the anonymous memory for quantizing these tensors, all of which are quantized, bytes."""
     # In 8 bits a byte per weight; in 4 bits half of one, and twice the absmaxes, before they are joined and after.
-    largest = max((math.prod(output.shape) for output in outputs), default=0)
-    return WORKSPACE + largest if largest else 0
+    shapes = {output.name: output.shape for output in outputs}
+    largest = max(map(math.prod, shapes.values()), default=0)
+    calibration = quantization.calibration if quantization is not None else None
+    if calibration is None or not largest:
+        return WORKSPACE + largest if largest else 0
+    from zamba_compat.gptq import memory
+
+    layers = Layers(calibration.config, calibration.sharing, calibration.prefix, {}.__getitem__)
+    return WORKSPACE + memory(layers, sum(map(len, calibration.windows)), shapes)
 
 
 @contextmanager
@@ -257,7 +263,6 @@ def _parts_of(
                 yield output, method.quantize(output.recipe.made(checkpoint.read), output.name)
         return
     from zamba_compat.gptq import rounded
-    from zamba_compat.streamed_layers import Layers
 
     assert isinstance(method, Compressed)
     known = {output.name: output for output in outputs}

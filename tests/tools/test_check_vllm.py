@@ -17,7 +17,7 @@ VLLM = Path(os.environ.get("VLLM_SOURCE", ""))
 ONE_GROUP = synthetic.make_config("1.2B")
 
 # A model of one linear layer beside the embedding: what is asked of `load` is whether it sees what became of the keys.
-MODEL = '''
+MODEL = """
 import torch
 from torch import nn
 from vllm.model_executor.layers.layernorm import RMSNorm
@@ -43,7 +43,7 @@ class Zamba2ForCausalLM(nn.Module, Base):
                 {norm}
             elif {raises}:
                 raise KeyError(name)
-'''
+"""
 UTILS = """
 def default_weight_loader(param, loaded_weight):
     param.data.copy_(loaded_weight)

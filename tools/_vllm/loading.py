@@ -58,7 +58,8 @@ def load(source: Path, checkpoint: Path, rank: int = 0, size: int = 1) -> Loaded
             if unfilled:
                 unfilled &= _fill(build(checkpoint, dtype), checkpoint, 0x3C)[1]
         except Exception as error:
-            if os.environ.get("CHECK_VLLM_TRACE"): raise
+            if os.environ.get("CHECK_VLLM_TRACE"):
+                raise
             return Loaded(len(names), (), 0, (), f"{type(error).__name__}: {str(error).splitlines()[0][:200]}")
         count = len(dict(model.named_parameters()))
     return Loaded(len(names), tuple(name for name in names if name not in read), count, tuple(sorted(unfilled)))

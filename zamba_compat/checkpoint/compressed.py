@@ -2,7 +2,7 @@
 
 | method | preset | stored of x.weight |
 |---|---|---|
-| w4a16, w8a16 | W4A16, W8A16 | x.weight_packed (int32), x.weight_scale, x.weight_shape, unless symmetric x.weight_zero_point |
+| w4a16, w8a16 | W4A16, W8A16 | x.weight_packed (int32), x.weight_scale, x.weight_shape, maybe x.weight_zero_point |
 | fp8 | FP8_DYNAMIC | x.weight (float8_e4m3fn), x.weight_scale, one per row |
 
 The library itself defines the schemes, computes scales, rounds and packs; its numbers are taken as they come.
@@ -17,7 +17,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from zamba_compat.checkpoint.dtypes import from_torch, to_torch
 from zamba_compat.checkpoint.quantization import CHUNK, refuse_nonfinite
 from zamba_compat.errors import CheckpointError, UnsupportedReleaseError
 from zamba_compat.sharing import SharingMap

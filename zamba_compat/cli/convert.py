@@ -78,7 +78,11 @@ def add_common(parser: argparse.ArgumentParser) -> None:
         help="leave these unquantized too: a part of modules' names (in_proj), a whole name, or re:PATTERN "
         "(w4a16, w8a16, fp8; again for more; lm_head always is)",
     )
-    add("--gptq", metavar="TEXT", help="a text file: round w4a16 or w8a16 so that the layers' outputs on it change least")
+    add(
+        "--gptq",
+        metavar="TEXT",
+        help="a text file: round w4a16 or w8a16 so that the layers' outputs on it change least",
+    )
     add("--act-order", action="store_true", help="with --gptq, the columns that weigh most in the text first")
     add(
         "--resolve",
@@ -139,7 +143,7 @@ def run(options: argparse.Namespace) -> int:
             keep_shared_16bit=options.keep_shared_16bit,
             group_size=options.group_size,
             asymmetric=options.asymmetric,
-            ignore=options.ignore,
+            ignore=tuple(options.ignore),
             gptq=options.gptq,
             act_order=options.act_order,
             keep_unused_adapters=options.keep_unused_adapters,

@@ -42,7 +42,9 @@ def test_each_value_goes_to_the_nearest_level(name: str, group: int, symmetric: 
     else:
         # The outermost level on the positive side lies half a step inside; a scale in 16 bits is rounded itself.
         assert (error <= step * 0.5 + given.double().abs().amax() * 2**-7).all()
-    assert torch.equal(method.dequantized({**parts, "weight_scale": parts["weight_scale"].float()}).double(), got.float())
+    assert torch.equal(
+        method.dequantized({**parts, "weight_scale": parts["weight_scale"].float()}).double(), got.float()
+    )
 
 
 @pytest.mark.parametrize(("name", "group", "symmetric"), WAYS)
