@@ -39,10 +39,8 @@ FILES: dict[str, dict[str, Any]] = {
     "w8a16": {"quantize": "w8a16", **GROUP},
     "fp8": {"quantize": "fp8"},
     "w4a16": {"quantize": "w4a16", **GROUP},
-    "w4a16, zero points": {"quantize": "w4a16", "asymmetric": True, **GROUP},
     "w4a16, GPTQ": {"quantize": "w4a16", "gptq": "text", **GROUP},
     "w4a16, GPTQ, act order": {"quantize": "w4a16", "gptq": "text", "act_order": True, **GROUP},
-    "w4a16, zero points, GPTQ": {"quantize": "w4a16", "asymmetric": True, "gptq": "text", **GROUP},
 }
 PIECES, PIECE = 16, 512  # of the training text, evenly spaced, bytes
 SWAPPED = "bfloat16, the two blocks swapped"
@@ -116,6 +114,7 @@ def files(models: Path) -> dict[str, dict[str, tuple[float, int]]]:
                 model = AutoModelForCausalLM.from_pretrained(Path(temporary, "made"), torch_dtype=torch.float32).eval()
                 value = perplexity(lambda ids, model=model: model(ids, use_cache=False), held_out)
             found.setdefault(row, {})[name] = (value, report.bytes)
+            print(f"{name}, {row}: {value:.4f}", file=sys.stderr, flush=True)
     return found
 
 

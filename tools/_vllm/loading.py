@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,9 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from .stand_ins import vllm
+
+# Bytes that parameters hold before. What still is one may be stored so; filled, it is another one the second time.
+MARKS = (0x5A, 0x3C)
 
 
 @dataclass(frozen=True)
@@ -50,19 +52,23 @@ def load(source: Path, checkpoint: Path, rank: int = 0, size: int = 1) -> Loaded
     """
     dtype = getattr(torch, json.loads((checkpoint / "config.json").read_text())["torch_dtype"])
     names = [name for name, _ in stored(checkpoint)]
-    with vllm(source, dtype, rank, size):
+    read: set[str] = set()
+    parameters: set[str] = set()
+    unfilled: set[str] = set()
+    for attempt, mark in enumerate(MARKS):
         try:
-            model = build(checkpoint, dtype)
-            # A packed word may be the mark by chance, so what still is one was filled if another mark is gone too.
-            read, unfilled = _fill(model, checkpoint, 0x5A)
-            if unfilled:
-                unfilled &= _fill(build(checkpoint, dtype), checkpoint, 0x3C)[1]
+            with vllm(source, dtype, rank, size):
+                model = build(checkpoint, dtype)
+                parameters = {name for name, _ in model.named_parameters()}
+                read, marked = _fill(model, checkpoint, mark)
         except Exception as error:
-            if os.environ.get("CHECK_VLLM_TRACE"):
-                raise
-            return Loaded(len(names), (), 0, (), f"{type(error).__name__}: {str(error).splitlines()[0][:200]}")
-        count = len(dict(model.named_parameters()))
-    return Loaded(len(names), tuple(name for name in names if name not in read), count, tuple(sorted(unfilled)))
+            return Loaded(len(names), (), 0, (), f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
+        unfilled = marked if attempt == 0 else unfilled & marked
+        if not unfilled:
+            break
+    return Loaded(
+        len(names), tuple(name for name in names if name not in read), len(parameters), tuple(sorted(unfilled))
+    )
 
 
 def build(checkpoint: Path, dtype: torch.dtype) -> Any:

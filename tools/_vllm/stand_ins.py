@@ -190,6 +190,8 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         def find(name: str) -> Any:
             if name.startswith("__"):
                 raise AttributeError(name)
+            if f"{module.__name__}.{name}" in OWN:
+                return importlib.import_module(f"{module.__name__}.{name}")
             return known[name] if name in known else made.setdefault(name, stand_in(name))
 
         module.__getattr__ = find  # type: ignore[method-assign]
