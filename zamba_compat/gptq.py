@@ -228,6 +228,7 @@ def inverse_factor(hessian: Tensor) -> Tensor:
         diagonal += damping
         lower, failed = torch.linalg.cholesky_ex(h)
         if not failed:
+            upper: Tensor
             upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
             if not failed:
                 return upper

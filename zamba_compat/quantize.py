@@ -239,7 +239,8 @@ def peak_memory(outputs: Iterable[Output], quantization: Quantization | None = N
         return WORKSPACE + largest if largest else 0
     from zamba_compat.gptq import memory
 
-    layers = Layers(calibration.config, calibration.sharing, calibration.prefix, {}.__getitem__)
+    nothing: dict[str, Tensor] = {}
+    layers = Layers(calibration.config, calibration.sharing, calibration.prefix, nothing.__getitem__)
     return WORKSPACE + memory(layers, sum(map(len, calibration.windows)), shapes)
 
 

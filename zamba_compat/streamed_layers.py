@@ -113,15 +113,17 @@ class Layers:
         config = self.config
         heads, groups = config["n_mamba_heads"], config["mamba_ngroups"]
         inner, d_state = config["mamba_expand"] * config["hidden_size"], config["mamba_d_state"]
-        gate, xbc, dt = projected[None].split([inner, inner + 2 * groups * d_state, heads], -1)
-        xbc = F.silu(causal_conv(xbc, mixer["mamba.conv1d.weight"], mixer["mamba.conv1d.bias"])[0])
-        x, b, c = xbc.split([inner, groups * d_state, groups * d_state], -1)
+        whole: Any = projected[None]
+        gate, xbc, dt = whole.split([inner, inner + 2 * groups * d_state, heads], -1)
+        convolved: Any = causal_conv(xbc, mixer["mamba.conv1d.weight"], mixer["mamba.conv1d.bias"])[0]
+        x, b, c = F.silu(convolved).split([inner, groups * d_state, groups * d_state], -1)
         dt = F.softplus(dt + mixer["mamba.dt_bias"])
         if config.get("time_step_limit") is not None:
             dt = dt.clamp(*config["time_step_limit"])
         x, b, c = (part.unflatten(-1, (many, -1)) for part, many in ((x, heads), (b, groups), (c, groups)))
         y, _ = scan(x, dt, -mixer["mamba.A_log"].exp(), b, c, D=mixer["mamba.D"])
-        gated = (y.flatten(2) * F.silu(gate)).unflatten(-1, (groups, -1))
+        gated: Any = y.flatten(2) * F.silu(gate)
+        gated = gated.unflatten(-1, (groups, -1))
         return mixer["mamba.norm.weight"] * _unit(gated, _MIXER_EPS).flatten(2)[0]
 
     def _attend(self, block: Module, position: int, x: Tensor) -> Tensor:
@@ -129,7 +131,8 @@ class Layers:
 
         config = self.config
         heads, key_heads = config["num_attention_heads"], config["num_key_value_heads"]
-        q, k, v = block.linear(x, *(f"self_attn.{name}_proj" for name in "qkv"))
+        projected: Any = block.linear(x, *(f"self_attn.{name}_proj" for name in "qkv"))
+        q, k, v = projected
         if self.sharing.attention_adapters:
             names = [f"self_attn.linear_{name}_adapter_list.{position}" for name in "qkv"]
             q, k, v = (one + more for one, more in zip((q, k, v), _adapted(block, names, x), strict=True))

@@ -100,7 +100,7 @@ def test_card_manifest_and_the_second_time(tmp_path: Path) -> None:
     assert "quantized to 4-bit integers, a scale per 8 columns, with zero points" in card
     manifest = json.loads((tmp_path / "made" / "zamba_compat_manifest.json").read_text())
     assert manifest["options"]["compressed-tensors"] and manifest["options"]["group_size"] == 8
-    with pytest.raises(CheckpointError, match="[Qq]uantized"):
+    with pytest.raises(CheckpointError, match=r"[Qq]uantized"):
         convert(tmp_path / "made", tmp_path / "twice", Options(quantize="w8a16", group_size=8))
 
 
