@@ -102,7 +102,7 @@ WAYS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("pattern", ["7B", "1.2B"])
 def test_vllm_takes_every_key(pattern: str, way: str, tmp_path: Path) -> None:
     pytest.importorskip("compressed_tensors")
-    sizes = {"adapter_rank": 32, "vocab_size": 64}
+    sizes = {"adapter_rank": 32, "mamba_d_state": 16, "vocab_size": 64}
     checkpoint(tmp_path / "hub", synthetic.make_config(pattern, **sizes))
     convert(tmp_path / "hub", tmp_path / "made", Options(**WAYS[way]))
     found = load(VLLM, tmp_path / "made")

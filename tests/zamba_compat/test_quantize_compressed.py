@@ -50,7 +50,8 @@ def read_config(directory: Path) -> Config:
 def test_transformers_computes_with_the_quantized_weights(pattern: str, way: str, tmp_path: Path) -> None:
     if pattern == "1.2B" and way not in ("w4a16", "fp8"):
         pytest.skip("one method per format is enough")
-    case = synthetic.case(pattern, time_step_min=1e-9)
+    # The library unpacks no zero points of 8 rows or fewer.
+    case = synthetic.case(pattern, time_step_min=1e-9, adapter_rank=16)
     synthetic.write_checkpoint(tmp_path / "hub", case.state, case.config)
     convert(tmp_path / "hub", tmp_path / "made", Options(**WAYS[way]))
     if way == "fp8":  # activations are rounded too: taken off, so that logits can be compared

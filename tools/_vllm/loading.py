@@ -54,7 +54,7 @@ def load(source: Path, checkpoint: Path, rank: int = 0, size: int = 1) -> Loaded
     names = [name for name, _ in stored(checkpoint)]
     read: set[str] = set()
     parameters: set[str] = set()
-    unfilled: set[str] = set()
+    unfilled: dict[str, Tensor] = {}
     for attempt, mark in enumerate(MARKS):
         try:
             with vllm(source, dtype, rank, size):
@@ -63,7 +63,8 @@ def load(source: Path, checkpoint: Path, rank: int = 0, size: int = 1) -> Loaded
                 read, marked = _fill(model, checkpoint, mark)
         except Exception as error:
             return Loaded(len(names), (), 0, (), f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
-        unfilled = marked if attempt == 0 else unfilled & marked
+        both = marked if attempt == 0 else {name: where & marked[name] for name, where in unfilled.items()}
+        unfilled = {name: where for name, where in both.items() if where.any()}
         if not unfilled:
             break
     return Loaded(
@@ -104,8 +105,8 @@ def stored(checkpoint: Path) -> Iterator[tuple[str, Tensor]]:
                 yield name, opened.get_tensor(name)
 
 
-def _fill(model: nn.Module, checkpoint: Path, mark: int) -> tuple[set[str], set[str]]:
-    """The keys that were read, and the parameters that still hold the mark somewhere."""
+def _fill(model: nn.Module, checkpoint: Path, mark: int) -> tuple[set[str], dict[str, Tensor]]:
+    """The keys that were read, and for every parameter which elements still hold the mark."""
     from vllm.model_executor.model_loader.weight_utils import default_weight_loader
 
     taken: dict[int, Tensor] = {}
@@ -125,8 +126,8 @@ def _fill(model: nn.Module, checkpoint: Path, mark: int) -> tuple[set[str], set[
             yield name, tensor
 
     model.load_weights(given())
-    unfilled = {name for name, parameter in model.named_parameters() if _is_marked(parameter, mark)}
-    return {keys[known] for known in taken if known in keys}, unfilled
+    marked = {name: _marked(parameter, mark) for name, parameter in model.named_parameters()}
+    return {keys[known] for known in taken if known in keys}, marked
 
 
 def _recording(loader: Any, taken: dict[int, Tensor]) -> Any:
@@ -137,8 +138,7 @@ def _recording(loader: Any, taken: dict[int, Tensor]) -> Any:
     return load
 
 
-def _is_marked(parameter: nn.Parameter, mark: int) -> bool:
-    """Whether all bytes of some element are the mark."""
+def _marked(parameter: nn.Parameter, mark: int) -> Tensor:
+    """Which elements are nothing but the mark."""
     data = parameter.data.contiguous()
-    elements = data.view(torch.uint8).view(data.numel(), data.element_size())
-    return bool((elements == mark).all(1).any())
+    return (data.view(torch.uint8).view(data.numel(), data.element_size()) == mark).all(1)
