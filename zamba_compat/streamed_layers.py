@@ -115,8 +115,8 @@ class Layers:
         inner, d_state = config["mamba_expand"] * config["hidden_size"], config["mamba_d_state"]
         whole: Any = projected[None]
         gate, xbc, dt = whole.split([inner, inner + 2 * groups * d_state, heads], -1)
-        convolved: Any = causal_conv(xbc, mixer["mamba.conv1d.weight"], mixer["mamba.conv1d.bias"])[0]
-        x, b, c = F.silu(convolved).split([inner, groups * d_state, groups * d_state], -1)
+        convolved: Any = F.silu(causal_conv(xbc, mixer["mamba.conv1d.weight"], mixer["mamba.conv1d.bias"])[0])
+        x, b, c = convolved.split([inner, groups * d_state, groups * d_state], -1)
         dt = F.softplus(dt + mixer["mamba.dt_bias"])
         if config.get("time_step_limit") is not None:
             dt = dt.clamp(*config["time_step_limit"])
