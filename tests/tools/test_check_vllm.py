@@ -114,7 +114,19 @@ def test_in_proj_of_one_group_is_not_split_when_packed(tmp_path: Path) -> None:
     """What docs/serving.md says of tensor parallelism; when this fails, it says too much."""
     pytest.importorskip("compressed_tensors")
     checkpoint(tmp_path / "hub", synthetic.make_config("1.2B", adapter_rank=32, vocab_size=128))
-    for name, ignore, right in (("packed", (), False), ("kept", ("in_proj",), True)):
-        convert(tmp_path / "hub", tmp_path / name, Options(quantize="w4a16", group_size=16, ignore=ignore))
+    packed: dict[str, Any] = {"quantize": "w4a16", "group_size": 16}
+    ways = {"packed": packed, "kept": {**packed, "ignore": ["in_proj"]}, "fp8": {"quantize": "fp8"}}
+    for name, options in ways.items():
+        right = name != "packed"
+        convert(tmp_path / "hub", tmp_path / name, Options(**options))
         found = [load(VLLM, tmp_path / name, rank, 2) for rank in (0, 1)]
         assert all(one.right for one in found) == right, found
+
+
+@given
+def test_7b_on_two(tmp_path: Path) -> None:
+    pytest.importorskip("compressed_tensors")
+    checkpoint(tmp_path / "hub", synthetic.make_config("7B", adapter_rank=32, vocab_size=128))
+    convert(tmp_path / "hub", tmp_path / "made", Options(quantize="w4a16", group_size=16))
+    found = [load(VLLM, tmp_path / "made", rank, 2) for rank in (0, 1)]
+    assert all(one.right for one in found), found
