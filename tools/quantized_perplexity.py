@@ -1,6 +1,10 @@
 """Perplexity per byte of the trained tiny pair, by how its weights are stored. Nothing is downloaded.
 
-python tools/quantized_perplexity.py [--models DIR]
+python tools/quantized_perplexity.py [--models DIR] [--files]
+
+--files: of the files that `zamba-compat quantize` writes for servers, with the bytes of their tensors. Everything but
+the weights (and with fp8 the activations) is computed in float32. GPTQ sees pieces of the training text, none of what
+is measured on.
 """
 
 from __future__ import annotations
@@ -28,6 +32,17 @@ ROWS: dict[str, dict[str, Any] | None] = {
     "NF4, shared blocks in 16 bits": NF4,
     "FP4": {**NF4, "bnb_4bit_quant_type": "fp4"},
 }
+GROUP = {"group_size": 64}  # 128 does not divide the tiny model's adapters
+FILES: dict[str, dict[str, Any]] = {
+    "bfloat16": {},
+    "NF4": {"quantize": "nf4", "compute_dtype": "float32"},
+    "w8a16": {"quantize": "w8a16", **GROUP},
+    "fp8": {"quantize": "fp8"},
+    "w4a16": {"quantize": "w4a16", **GROUP},
+    "w4a16, GPTQ": {"quantize": "w4a16", "gptq": "text", **GROUP},
+    "w4a16, GPTQ, act order": {"quantize": "w4a16", "gptq": "text", "act_order": True, **GROUP},
+}
+PIECES, PIECE = 16, 512  # of the training text, evenly spaced, bytes
 SWAPPED = "bfloat16, the two blocks swapped"
 
 
@@ -79,14 +94,39 @@ def table(models: Path) -> dict[str, dict[str, tuple[float, int]]]:
     return found
 
 
+def files(models: Path) -> dict[str, dict[str, tuple[float, int]]]:
+    """row -> model -> (perplexity on its own text, bytes of tensors)."""
+    from transformers import AutoModelForCausalLM
+
+    from _tiny import corpus
+    from zamba_compat.convert import Options, convert
+
+    found: dict[str, dict[str, tuple[float, int]]] = {}
+    for name, text in (("base", corpus.source_code()), ("tuned", corpus.prose())):
+        held_out = (models / f"text_{name}.txt").read_bytes()
+        for row, options in FILES.items():
+            with tempfile.TemporaryDirectory() as temporary:
+                seen = Path(temporary, "text.txt")
+                starts = (len(text.train) // PIECES * i for i in range(PIECES))
+                seen.write_bytes(b"".join(text.train[start : start + PIECE] for start in starts))
+                more = {**options, "gptq": str(seen)} if "gptq" in options else options
+                report = convert(models / name, Path(temporary, "made"), Options(**more))
+                model = AutoModelForCausalLM.from_pretrained(Path(temporary, "made"), torch_dtype=torch.float32).eval()
+                value = perplexity(lambda ids, model=model: model(ids, use_cache=False), held_out)
+            found.setdefault(row, {})[name] = (value, report.bytes)
+            print(f"{name}, {row}: {value:.4f}", file=sys.stderr, flush=True)
+    return found
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", type=Path, default=TINY, help="where base/ and tuned/ and their texts are")
+    parser.add_argument("--files", action="store_true", help="what `zamba-compat quantize` writes for servers")
     options = parser.parse_args()
     logging.disable(logging.WARNING)
-    found = table(options.models)
-    whole = found["float32"]
-    print("| weights | base | | tuned | | MB held |\n|---|---|---|---|---|---|")
+    found = files(options.models) if options.files else table(options.models)
+    whole = found["bfloat16" if options.files else "float32"]
+    print(f"| weights | base | | tuned | | MB {'stored' if options.files else 'held'} |\n|---|---|---|---|---|---|")
     for row, models in found.items():
         cells = [f"{value:.3f} | {value / whole[name][0] - 1:+.1%}" for name, (value, _) in models.items()]
         print(f"| {row} | {' | '.join(cells)} | {models['base'][1] / 1e6:.2f} |")

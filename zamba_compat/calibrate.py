@@ -44,7 +44,7 @@ def kl_divergence(reference: Path, other: Path, text: str) -> float:
     Raises:
         CheckpointError: no tokenizer, or too short a text.
     """
-    windows = _windows(reference, text)
+    windows = windows_of(reference, text)
     wanted = [_log_probabilities(model, ids) for model in [_load(reference)] for ids in windows]
     model = _load(other)
     total = count = 0.0
@@ -55,7 +55,12 @@ def kl_divergence(reference: Path, other: Path, text: str) -> float:
     return total / count
 
 
-def _windows(directory: Path, text: str) -> list[Tensor]:
+def windows_of(directory: Path, text: str, most: int | None = None) -> list[Tensor]:
+    """The first `most` (or `MOST`) tokens of a text, in windows of `WINDOW`, by the tokenizer beside a checkpoint.
+
+    Raises:
+        CheckpointError: no tokenizer, or too short a text.
+    """
     from transformers import AutoTokenizer
 
     try:
@@ -64,9 +69,9 @@ def _windows(directory: Path, text: str) -> list[Tensor]:
         raise CheckpointError(
             f"The tokenizer cannot be loaded: {error}",
             where=str(directory.name),
-            remedy="Put the tokenizer beside the source, or leave --calibrate out.",
+            remedy="Put the tokenizer beside the source, or leave the text out.",
         ) from error
-    ids: Tensor = tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"][0, :MOST]
+    ids: Tensor = tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"][0, : most or MOST]
     if len(ids) < 2:
         raise CheckpointError("The text has fewer than two tokens.", remedy="Give a text of some thousand words.")
     return [ids[start : start + WINDOW] for start in range(0, len(ids), WINDOW)]

@@ -22,7 +22,7 @@ from zamba_compat.checkpoint.manifest import write_manifest
 from zamba_compat.checkpoint.pipeline import WORKING_MEMORY
 from zamba_compat.checkpoint.progress import Progress, counting
 from zamba_compat.checkpoint.quantization import refuse_nonfinite
-from zamba_compat.checkpoint.report import DTYPES, Options, Report
+from zamba_compat.checkpoint.report import DTYPES, UNQUANTIZED, Options, Report
 from zamba_compat.checkpoint.resolve import Resolution, resolve
 from zamba_compat.checkpoint.signals import interruptible
 from zamba_compat.checkpoint.staging import Staging, begun
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from zamba_compat.checkpoint.index import Checkpoint
 
 _CARD = "README.md"
-_PLAIN: dict[str, Any] = {"quantize": None, "double_quant": False, "compute_dtype": None, "keep_shared_16bit": False}
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,7 @@ class Conversion:
         largest = 2 * max((output.nbytes for output in made), default=0)
         gram = 3 * 8 * (2 * int(self.config["hidden_size"])) ** 2 if held else 0
         names = self.quantization.names if self.quantization is not None else ()
-        quantizing = peak_memory([output for output in self.outputs if output.name in names])
+        quantizing = peak_memory([output for output in self.outputs if output.name in names], self.quantization)
         return WORKING_MEMORY + held + max(largest + quantizing, gram)
 
 
@@ -256,7 +255,9 @@ def _calibrate(source: str | Path, destination: Path, options: Options, text: st
     beside = parent if parent.is_dir() else None  # a dry run makes no directory
     with interruptible(), tempfile.TemporaryDirectory(prefix=".calibrate-", dir=beside) as directory:
         untied = Path(directory, "untied")
-        convert(source, untied, dataclasses.replace(plain, resolve="untie", adapter_rank=None, dtype=None, **_PLAIN))
+        convert(
+            source, untied, dataclasses.replace(plain, resolve="untie", adapter_rank=None, dtype=None, **UNQUANTIZED)
+        )
         if made is None:
             made = Path(directory, "made")
             convert(source, made, plain)

@@ -41,6 +41,26 @@ class Method:
     compute_dtype: str = "float32"
     skip_shared: bool = False
 
+    @property
+    def sentence(self) -> str:
+        """For the model card."""
+        kind = "8-bit integers" if self.name == "int8" else self.name.upper()
+        more = " with double quantization" if self.double else ""
+        kept = ", the shared blocks left as they are" if self.skip_shared else ""
+        return f"Linear weights of the layers quantized to {kind}{more} by bitsandbytes{kept}."
+
+    def require(self) -> dict[str, str]:
+        """What does it and where, for the manifest. Raises UnsupportedReleaseError as `require_bitsandbytes`."""
+        return {"bitsandbytes": require_bitsandbytes(self), "device": device()}
+
+    def announce(self, dtype: str, shape: tuple[int, ...]) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """See the function `announce`."""
+        return announce(dtype, shape, self)
+
+    def quantize(self, weight: Tensor, where: str) -> dict[str, Tensor]:
+        """See the function `quantize`."""
+        return quantize(weight, self, where)
+
     def takes(self, name: str, dtype: str, shape: tuple[int, ...], sharing: SharingMap) -> bool:
         """Whether a tensor of the model is quantized: the linear weights of the layers are."""
         linear = ".layers." in f".{name}" and name.endswith(".weight") and len(shape) == 2

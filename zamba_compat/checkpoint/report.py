@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from zamba_compat.checkpoint import compressed, quantization
 from zamba_compat.checkpoint.layouts import WRITTEN
-from zamba_compat.checkpoint.quantization import METHODS
 from zamba_compat.checkpoint.resolve import CHOICES, Residual
 from zamba_compat.checkpoint.writer import parse_size
 from zamba_compat.errors import CheckpointError
 from zamba_compat.rehydrate import Divergence
 
 FORMATS = ("safetensors", "torch")
+METHODS = (*quantization.METHODS, *compressed.METHODS)
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
 
@@ -33,10 +34,16 @@ class Options:
         allow_unknown: copy tensors that are no part of the model.
         allow_pickle: read .bin and .pt files, with torch.load(weights_only=True).
         calibrate: a text file on which to measure how far the output is from the untied model; needs transformers.
-        quantize: "nf4", "fp4" or "int8" for the linear weights of the layers, by bitsandbytes; layouts hub and untied.
-        double_quant: quantize the absmaxes too; 4 bits only.
+        quantize: "nf4", "fp4" or "int8" for the linear weights of the layers, by bitsandbytes, or "w4a16", "w8a16" or
+            "fp8", in compressed-tensors' format; layouts hub and untied.
+        double_quant: quantize the absmaxes too; nf4 and fp4 only.
         compute_dtype: that config.json names for products with 4-bit weights; None is the model's dtype.
         keep_shared_16bit: leave the shared blocks unquantized.
+        group_size: columns that share a scale, -1 for whole rows; w4a16 and w8a16 only, None is 128.
+        asymmetric: a zero point beside each scale; w4a16 and w8a16 only.
+        ignore: modules to leave unquantized, see `checkpoint.compressed.Compressed`.
+        gptq: a text file on which w4a16 and w8a16 are rounded, see `zamba_compat.gptq`; needs transformers.
+        act_order: with gptq, round the columns that weigh most first.
         keep_unused_adapters: keep the adapters that Zyphra's layouts give a block for positions that run another one.
             In the hub layout they stand beside the model, under layers whose block does not own them. Otherwise they
             are dropped, and written as zeros where a layout asks for them. Layouts hub and Zyphra's two.
@@ -58,6 +65,11 @@ class Options:
     double_quant: bool = False
     compute_dtype: str | None = None
     keep_shared_16bit: bool = False
+    group_size: int | None = None
+    asymmetric: bool = False
+    ignore: Sequence[str] = ()
+    gptq: str | None = None
+    act_order: bool = False
     keep_unused_adapters: bool = False
     format: str | None = None
 
@@ -89,14 +101,28 @@ class Options:
         return self.format == "torch" or (self.format is None and self.layout == "zyphra-native")
 
     def _check_quantization(self) -> None:
-        if self.quantize is None and (self.double_quant or self.compute_dtype or self.keep_shared_16bit):
+        bitsandbytes = self.double_quant or self.compute_dtype
+        packed = self.group_size is not None or self.asymmetric or self.gptq or self.act_order
+        if self.quantize is None and (bitsandbytes or packed or self.ignore or self.keep_shared_16bit):
             raise CheckpointError(
-                "How to quantize is said, but not to what.", remedy="Add --quantize nf4, fp4 or int8."
+                "How to quantize is said, but not to what.", remedy=f"Add --quantize {', '.join(METHODS)}."
             )
-        if self.quantize == "int8" and (self.double_quant or self.compute_dtype):
+        if self.quantize is not None and self.quantize not in ("nf4", "fp4") and bitsandbytes:
             raise CheckpointError(
-                "Double quantization and a compute dtype are for 4 bits.", remedy="Leave them out, or quantize to nf4."
+                "Double quantization and a compute dtype are for nf4 and fp4.", remedy="Leave them out, or choose nf4."
             )
+        if self.quantize is not None and self.quantize not in ("w4a16", "w8a16") and packed:
+            raise CheckpointError(
+                "Groups, zero points and rounding by a text are for w4a16 and w8a16.",
+                remedy="Leave them out, or choose w4a16.",
+            )
+        if self.ignore and self.quantize not in compressed.METHODS:
+            raise CheckpointError(
+                "bitsandbytes' methods take no list of modules to ignore.",
+                remedy=f"Leave it out, or choose {', '.join(compressed.METHODS)}.",
+            )
+        if self.act_order and self.gptq is None:
+            raise CheckpointError("Without a text there is no order of columns.", remedy="Add --gptq TEXT.")
         if self.quantize is not None and self.layout not in ("hub", "untied"):
             raise CheckpointError(
                 f"A quantized checkpoint holds each shared block once; {self.layout} is no layout for it.",
@@ -106,6 +132,20 @@ class Options:
             raise CheckpointError(
                 "Quantized checkpoints are read from safetensors.", remedy="Leave --format out, or use safetensors."
             )
+
+
+# What takes everything about quantizing out of options.
+UNQUANTIZED: dict[str, Any] = {
+    "quantize": None,
+    "double_quant": False,
+    "compute_dtype": None,
+    "keep_shared_16bit": False,
+    "group_size": None,
+    "asymmetric": False,
+    "ignore": (),
+    "gptq": None,
+    "act_order": False,
+}
 
 
 @dataclass(frozen=True)

@@ -26,11 +26,11 @@ EXAMPLES = """
   zamba-compat convert-checkpoint OWNER/NAME@REVISION DST --push OWNER/NEW
   zamba-compat convert-checkpoint pytorch_model.bin DST --allow-pickle
 """
-# As in checkpoint/layouts.py, resolve.py, report.py and quantization.py, which take longer to import than --help may.
+# As in checkpoint/layouts.py, resolve.py and report.py, which take longer to import than --help may.
 LAYOUTS = ("hub", "expanded", "untied", "zyphra-fork", "zyphra-native")
 CHOICES = ("error", "first", "mean", "karcher", "untie", "absorb")
 FORMATS = ("safetensors", "torch")
-METHODS = ("nf4", "fp4", "int8")
+METHODS = ("nf4", "fp4", "int8", "w4a16", "w8a16", "fp8")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of the weights: safetensors, or torch, one pytorch_model.bin as the code of Zyphra's standalone "
         "repository reads (default: safetensors; torch for zyphra-native)",
     )
-    add("--quantize", choices=METHODS, help="the linear weights of the layers, with bitsandbytes")
+    add("--quantize", choices=METHODS, help="the linear weights of the layers, see `zamba-compat quantize`")
     add_common(parser)
 
 
@@ -63,6 +63,27 @@ def add_common(parser: argparse.ArgumentParser) -> None:
         help="of products with 4-bit weights, for config.json (default: the model's)",
     )
     add("--keep-shared-16bit", action="store_true", help="leave the shared blocks unquantized")
+    add(
+        "--group-size",
+        type=int,
+        metavar="N",
+        help="columns that share a scale, -1 for whole rows (w4a16 and w8a16; default: 128)",
+    )
+    add("--asymmetric", action="store_true", help="a zero point beside each scale (w4a16 and w8a16)")
+    add(
+        "--ignore",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="leave these unquantized too: a part of modules' names (in_proj), a whole name, or re:PATTERN "
+        "(w4a16, w8a16, fp8; again for more; lm_head always is)",
+    )
+    add(
+        "--gptq",
+        metavar="TEXT",
+        help="a text file: round w4a16 or w8a16 so that the layers' outputs on it change least",
+    )
+    add("--act-order", action="store_true", help="with --gptq, the columns that weigh most in the text first")
     add(
         "--resolve",
         choices=CHOICES,
@@ -120,6 +141,11 @@ def run(options: argparse.Namespace) -> int:
             double_quant=options.double_quant,
             compute_dtype=options.compute_dtype,
             keep_shared_16bit=options.keep_shared_16bit,
+            group_size=options.group_size,
+            asymmetric=options.asymmetric,
+            ignore=tuple(options.ignore),
+            gptq=options.gptq,
+            act_order=options.act_order,
             keep_unused_adapters=options.keep_unused_adapters,
         ),
         progress=None if options.quiet or not sys.stderr.isatty() else bar,

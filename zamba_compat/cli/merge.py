@@ -90,7 +90,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "resolve, or they are refused)",
     )
     add("--random-seed", type=int, default=0, metavar="N", help="of methods that draw at random (default: %(default)s)")
-    add("--quantize", choices=METHODS, help="the linear weights of the layers, with bitsandbytes")
+    add("--quantize", choices=METHODS, help="the linear weights of the layers, see `zamba-compat quantize`")
     add("--double-quant", action="store_true", help="quantize the absmaxes of 4-bit blocks too")
     add(
         "--compute-dtype",

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 import zamba_compat.checkpoint.layouts
-import zamba_compat.checkpoint.quantization
 import zamba_compat.checkpoint.report
 import zamba_compat.checkpoint.resolve
 from support import synthetic
@@ -32,7 +31,7 @@ def test_choices_are_those_of_the_library() -> None:
     assert command.LAYOUTS == zamba_compat.checkpoint.layouts.WRITTEN
     assert command.CHOICES == zamba_compat.checkpoint.resolve.CHOICES
     assert set(command.DTYPES) == set(zamba_compat.checkpoint.report.DTYPES)
-    assert command.METHODS == zamba_compat.checkpoint.quantization.METHODS
+    assert command.METHODS == zamba_compat.checkpoint.report.METHODS
 
 
 def test_every_option_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,13 +55,19 @@ def test_every_option_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
             *("fp4", True, "bfloat16", True),
         ),
     }
-    assert len(inspect.signature(zamba_compat.checkpoint.report.Options).parameters) == 16
+    assert len(inspect.signature(zamba_compat.checkpoint.report.Options).parameters) == 21
     assert main(["convert-checkpoint", "a", "b", "--keep-unused-adapters", "-q"]) == 0
     assert seen["options"] == zamba_compat.checkpoint.report.Options(keep_unused_adapters=True)
     assert main(["convert-checkpoint", "a", "b", "--format", "torch", "-q"]) == 0
     assert seen["options"] == zamba_compat.checkpoint.report.Options(format="torch")
     assert main(["quantize", "a", "b", "--dtype", "bfloat16", "-q"]) == 0
     assert seen["options"] == zamba_compat.checkpoint.report.Options(dtype="bfloat16", quantize="nf4")
+    more = "--method w4a16 --group-size 64 --asymmetric --ignore in_proj --ignore out_proj --gptq text --act-order -q"
+    assert main(["quantize", "a", "b", *more.split()]) == 0
+    assert seen["options"] == zamba_compat.checkpoint.report.Options(
+        **{"quantize": "w4a16", "group_size": 64, "asymmetric": True, "ignore": ("in_proj", "out_proj")},
+        **{"gptq": "text", "act_order": True},
+    )
 
 
 def test_text(divergent: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

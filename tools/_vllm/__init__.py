@@ -1,0 +1,1 @@
+"""vLLM's loader of Zamba2 without vLLM installed: what check_vllm.py runs."""
