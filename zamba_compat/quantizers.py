@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
+from .checkpoint.other_formats import renamed_header
 from .modules import one_module_per_block
 from .quant_states import base_of, weight_of
 from .quantized import skip_list
@@ -117,18 +118,6 @@ def rename_metadata(quantizer: Any, sources: Iterable[tuple[str, str]]) -> None:
         quantizer: with the merged `metadata` of all files, if it reads that.
         sources: (name that is loaded, stored name) of every tensor.
     """
-    import json
-
     metadata = getattr(quantizer, "metadata", None)
-    if not metadata or "tensor_names" not in metadata:
-        return
-    renamed = dict(metadata)
-    listed = set(json.loads(metadata["tensor_names"]))
-    for name, stored in sources:
-        own, written = base_of(name), base_of(stored)
-        if own != written and written in metadata:
-            renamed[own] = metadata[written]
-        if written in metadata:
-            listed.add(own)
-    renamed["tensor_names"] = json.dumps(sorted(listed))
-    quantizer.metadata = renamed
+    if metadata and "tensor_names" in metadata:
+        quantizer.metadata = {**metadata, **renamed_header(metadata, list(sources))}
