@@ -47,7 +47,7 @@ def check(row: Row, models: Path, temporary: Path) -> Result:
         return Result(f"| {row.name} | {'a Llama too' if own else '**not for a Llama**'}: {said} |", own)
     held = _held(model)
     text = (models / "text_base.txt").read_bytes()
-    value = perplexity(lambda ids: model(ids, use_cache=False), text)
+    value = perplexity(lambda ids: _computed(model, ids), text)
     got = _logits(model)
     away = _relative(got, _logits(_dequantized(model, models / "base")))
     shared = _shared(model)
@@ -122,8 +122,16 @@ def _dequantized(model: Any, base: Path) -> Any:
     return plain
 
 
+def _computed(model: Any, ids: Tensor) -> Any:
+    # quanto's 4-bit tensors cannot be used in inference mode.
+    with torch.inference_mode(False), torch.no_grad():
+        return model(ids.clone(), use_cache=False)
+
+
 def _weight(module: Any) -> Tensor:
     weight = module.weight
+    if type(weight).__name__ == "Int4OpaqueTensor":  # in the kernel's own order: what it makes of the unit vectors
+        return module(torch.eye(module.in_features)).T
     if type(module).__name__ == "Linear4bit":
         import bitsandbytes.functional as F
 

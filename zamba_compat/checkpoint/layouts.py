@@ -295,6 +295,6 @@ def _layout(found: Plan, expected: Mapping[str, Any]) -> str:
     sharing = found.sharing
     if found.is_identity:
         return "untied" if 1 < sharing.num_blocks == len(sharing.hybrid_layers) else "hub"
-    stored = {name for copies in found.groups.values() for name in copies.values()}
+    stored = {base_of(name) for copies in found.groups.values() for name in copies.values()}
     wanted = (alias for key in expected for alias in sharing.aliases(key) if sharing.parse(key) is not None)
     return "expanded" if all(alias in stored for alias in wanted) else "partial"
