@@ -24,6 +24,8 @@ HEADER = (
     " expanded | partial |\n|---|---|---|---|---|---|---|---|"
 )
 EXACT, ROUNDED = 1e-4, 0.1  # relative; the second where the library rounds activations too
+# What a library says of a format that it writes into no file, whichever model it is.
+_UNSAVED = {"is not serializable": "transformers", "Unsupported tensor type": "torchao"}
 _IDS = (torch.arange(120) * 7 % 250 + 3)[None]
 
 
@@ -59,9 +61,10 @@ def check(row: Row, models: Path, temporary: Path) -> Result:
             model = _reload(source)
         model.save_pretrained(saved)
     except ValueError as error:
-        if "not serializable" not in str(error) or source is not None:
+        refusing = next((library for words, library in _UNSAVED.items() if words in str(error)), None)
+        if refusing is None or source is not None:
             return Result(_line(row, cells, [f"**{type(error).__name__}: {error}**"]), False)
-        return Result(_line(row, cells, ["transformers refuses to save it", "-", "-"]), right)
+        return Result(_line(row, cells, [f"{refusing} refuses to save it", "-", "-"]), right)
     for layout in ("", "expanded", "partial"):
         try:
             where = rewrite(saved, temporary / layout, layout) if layout else saved
