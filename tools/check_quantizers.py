@@ -1,6 +1,6 @@
 """Load, compute, save and load again by every quantizer of transformers that runs here; prints a table.
 
-python tools/check_quantizers.py [--only WORD] [--models DIR]
+python tools/check_quantizers.py [--only WORD] [--models DIR] [--write FILE]
 
 A row is right when the shared blocks are quantized and held once, the logits are those of a float32 model with the
 dequantized weights (nearly, where activations are quantized too), and what is saved gives the same logits again, as it
@@ -21,6 +21,7 @@ from pathlib import Path
 
 import zamba_compat  # noqa: F401  before transformers
 from _quantizers.checks import HEADER, check
+from _quantizers.document import update
 from _quantizers.rows import ROWS
 
 TINY = Path(__file__).parents[1] / "tests" / "fixtures" / "tiny"
@@ -30,7 +31,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", type=Path, default=TINY, help="where base/ and its text are")
     parser.add_argument("--only", default="", help="the rows that have this in their names")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="put the rows into docs/quantizers.md or another")
     options = parser.parse_args()
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
     wrong, absent = 0, []
@@ -44,6 +49,8 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as temporary:
             result = check(row, options.models, Path(temporary))
         print(result.line, flush=True)
+        if options.write is not None:
+            update(options.write, {row.name: result.line}, [row.name for row in ROWS])
         wrong += not result.right
     if absent:
         print(f"\nnot installed: {', '.join(absent)}")

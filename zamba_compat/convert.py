@@ -19,6 +19,7 @@ from zamba_compat.checkpoint.casting import cast
 from zamba_compat.checkpoint.compare import compare
 from zamba_compat.checkpoint.index import open_checkpoint
 from zamba_compat.checkpoint.manifest import write_manifest
+from zamba_compat.checkpoint.other_formats import refuse_pickled, renamed_header
 from zamba_compat.checkpoint.pipeline import WORKING_MEMORY
 from zamba_compat.checkpoint.progress import Progress, counting
 from zamba_compat.checkpoint.quantization import refuse_nonfinite
@@ -101,6 +102,8 @@ def prepare(checkpoint: Checkpoint, options: Options, progress: Progress | None 
         checkpoint, allow_unknown=options.allow_unknown, keep_unused=options.keep_unused_adapters
     )
     check(contents, options)
+    if options.is_pickled:
+        refuse_pickled(contents.tensors, contents.where)
     choice = options.resolve
     if choice == "error" and options.layout == "untied":
         choice = "untie"
@@ -212,11 +215,13 @@ def _write(
         if options.is_pickled:
             written = write_archive(staging, outputs, checkpoint.read, progress=update)
         else:
+            sources = [(output.name, source) for output in outputs for source in output.recipe.sources[:1]]
             written = write_shards(
                 staging,
                 outputs,
                 checkpoint.read,
                 max_shard_size=parse_size(options.max_shard_size),
+                metadata=renamed_header(checkpoint.metadata, sources),
                 progress=update,
                 stored_bytes=find,
             )

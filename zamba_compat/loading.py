@@ -19,7 +19,7 @@ from .checkpoint.strict_json import listed
 from .errors import CheckpointError
 from .foreign_names import names_in_model
 from .quantized import fit_to_stored
-from .quantizers import is_bitsandbytes, rename_metadata
+from .quantizers import decompress_once, is_bitsandbytes, rename_metadata
 from .rehydrate import REMEDY_DIVERGENT, Divergence, plan
 from .settings import settings
 from .sharing import SharingMap
@@ -214,6 +214,7 @@ def hub_layout(call: LoaderCall, opened: ExitStack) -> dict[str, Any] | None:
         return None
     if state_dict is not None and not state_dict:
         return None  # this asks for an initialised model
+    decompress_once(model)
     stored = Stored(state_dict, files, opened)
     patterns = None if call.config is not None else call.given.get("key_mapping")
     if patterns:  # 4.x looks for the model's prefix before it maps the names

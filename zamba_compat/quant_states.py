@@ -8,7 +8,7 @@
 | compressed-tensors | x.weight_packed, or x.weight | x.weight_scale, x.weight_zero_point, x.weight_shape ... |
 | FP8 with blocks | x.weight | x.weight_scale_inv, x.activation_scale |
 | GPTQ, AWQ | x.qweight | x.qzeros, x.scales, x.g_idx |
-| HQQ | x.W_q | x.scale, x.zero, x.group_size ... |
+| HQQ | x.W_q | x.scale, x.zero, x.shape, x.group_size ... |
 | quanto | x.weight._data, in packed form x.weight._data._data | x.weight._scale, x.weight._shift, x.input_scale ... |
 | AQLM, EETQ | x.codes, or x.weight | x.codebooks, x.scales, x.weight_scales |
 
@@ -29,9 +29,9 @@ _TORCHAO = "_weight_"
 _QUANTO = ("_data", "_scale", "_shift")
 _COMPRESSED = ("packed", "scale", "zero_point", "shape", "g_idx", "global_scale")
 _CALIBRATED = tuple(f"{end}_{part}" for end in ("input", "output") for part in ("scale", "zero_point", "global_scale"))
-# Of HQQ's names those that mean nothing else; the others are "scale", "zero", "shape", "axis" and the like.
 _HQQ = ("nbits", "group_size", "channel_wise", "round_zero", "view_as_float", "unpack_view_dtype", "quant_scale")
-_HQQ_LAST = ("quant_zero", "stores_quant_config", "offload_meta", "encoded_state_dict")
+_HQQ_LAST = ("quant_zero", "stores_quant_config", "offload_meta", "encoded_state_dict", "compute_dtype", "optimize")
+_HQQ_META = ("scale", "zero", "shape", "axis", "packing")  # no module of Zamba has a parameter of these names
 _OTHERS = ("weight_scale_inv", "activation_scale", "weight_scales", "qzeros", "scales", "g_idx", "codebooks")
 _TELLING = {"W_q": "HQQ", "weight_scale_inv": "FP8 with blocks", "codes": "AQLM", "weight_scales": "EETQ"}
 _PARTS = {
@@ -40,6 +40,7 @@ _PARTS = {
     *_CALIBRATED,
     *_HQQ,
     *_HQQ_LAST,
+    *_HQQ_META,
     *_OTHERS,
     *(f"weight_{part}" for part in _COMPRESSED),
 }

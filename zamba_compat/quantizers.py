@@ -10,8 +10,9 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
+from .checkpoint.other_formats import renamed_header
 from .modules import one_module_per_block
 from .quant_states import base_of, weight_of
 from .quantized import skip_list
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 _stored_plain: WeakKeyDictionary[nn.Module, list[str]] = WeakKeyDictionary()
+_decompressed_once: WeakSet[nn.Module] = WeakSet()
 
 
 def is_bitsandbytes(quantizer: Any) -> bool:
@@ -53,10 +55,16 @@ def after_replacing(model: Any) -> None:
     sharing = SharingMap.from_config(model.config)
     ties = model.get_expanded_tied_weights_keys(all_submodels=True)
     model.all_tied_weights_keys = {alias: first for alias, first in ties.items() if sharing.parse(alias) is None}
+    decompress_once(model)
+
+
+def decompress_once(model: Any) -> None:
+    """Let compressed-tensors prepare a shared module once at the first forward, not again under each of its names."""
     decompression = getattr(model, "ct_decompress_hook", None)
-    if decompression is not None:
+    if decompression is not None and model not in _decompressed_once:
         hooks = model._forward_pre_hooks
         hooks[decompression.id] = _seeing_modules_once(hooks[decompression.id])
+        _decompressed_once.add(model)
 
 
 def _seeing_modules_once(hook: Any) -> Any:
@@ -117,18 +125,6 @@ def rename_metadata(quantizer: Any, sources: Iterable[tuple[str, str]]) -> None:
         quantizer: with the merged `metadata` of all files, if it reads that.
         sources: (name that is loaded, stored name) of every tensor.
     """
-    import json
-
     metadata = getattr(quantizer, "metadata", None)
-    if not metadata or "tensor_names" not in metadata:
-        return
-    renamed = dict(metadata)
-    listed = set(json.loads(metadata["tensor_names"]))
-    for name, stored in sources:
-        own, written = base_of(name), base_of(stored)
-        if own != written and written in metadata:
-            renamed[own] = metadata[written]
-        if written in metadata:
-            listed.add(own)
-    renamed["tensor_names"] = json.dumps(sorted(listed))
-    quantizer.metadata = renamed
+    if metadata and "tensor_names" in metadata:
+        quantizer.metadata = {**metadata, **renamed_header(metadata, list(sources))}

@@ -17,6 +17,7 @@ pytestmark = pytest.mark.ours
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 
 from _quantizers.checks import check  # noqa: E402
+from _quantizers.compressed import write  # noqa: E402
 from _quantizers.rows import ROWS  # noqa: E402
 
 TINY = Path(__file__).parents[1] / "fixtures" / "tiny"
@@ -30,6 +31,28 @@ def test_everything_about_a_format(row: Any, tmp_path: Path) -> None:
     assert transformers
     result = check(row, TINY, tmp_path)
     assert result.right, result.line
+
+
+def test_compressed_tensors_in_4x(tmp_path: Path) -> None:
+    """Its hook of the first forward, which would prepare a shared module again under each of its names."""
+    pytest.importorskip("compressed_tensors", reason="needs compressed-tensors")
+    transformers = pytest.importorskip("transformers", minversion="4.57")
+    if int(transformers.__version__.partition(".")[0]) > 4:
+        pytest.skip("5.x: test_everything_about_a_format")
+    from transformers import AutoModelForCausalLM
+
+    load: Any = AutoModelForCausalLM.from_pretrained
+    directory = write(TINY / "base", tmp_path / "model", "W4A16")
+    ids = (torch.arange(40) * 7 % 250 + 3)[None]
+    with torch.no_grad():
+        model = load(directory, torch_dtype=torch.float32).eval()
+        got = model(ids, use_cache=False).logits
+        plain = load(TINY / "base", torch_dtype=torch.float32).eval()
+        for name, module in plain.named_modules():
+            if isinstance(module, torch.nn.Linear) and ".layers." in name:
+                module.weight.copy_(model.get_submodule(name).weight)
+        wanted = plain(ids, use_cache=False).logits
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("quantize_shared", [True, False])

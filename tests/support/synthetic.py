@@ -139,11 +139,13 @@ def write_checkpoint(
     index: bool | None = None,
     format: Literal["safetensors", "bin"] = "safetensors",
     generation_config: Config | None = None,
+    metadata: dict[str, str] | None = None,
 ) -> Path:
     """Write config.json and the weights, as the published checkpoints have them; returns `directory`.
 
     max_shard_size: bytes of tensors per shard; None is one file. index: whether to write the index; None
-    means where there are several shards. torch_dtype in the file is that of the tensors.
+    means where there are several shards. torch_dtype in the file is that of the tensors. metadata: of the
+    header of each safetensors file.
     """
     directory.mkdir(parents=True, exist_ok=True)
     dtype = str(next(iter(state.values())).dtype).removeprefix("torch.")
@@ -161,7 +163,7 @@ def write_checkpoint(
     for number, shard in enumerate(shards, 1):
         name = f"{stem}.{format}" if len(shards) == 1 else f"{stem}-{number:05}-of-{len(shards):05}.{format}"
         if format == "safetensors":
-            save_file({key: t.contiguous() for key, t in shard.items()}, directory / name, {"format": "pt"})
+            save_file({key: t.contiguous() for key, t in shard.items()}, directory / name, metadata or {"format": "pt"})
         else:
             torch.save(shard, directory / name)
         weight_map |= dict.fromkeys(shard, name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,9 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from support import synthetic
-from zamba_compat.convert import convert
-from zamba_compat.errors import CheckpointError, MissingTensorError
-from zamba_compat.inspection import inspect
+from support.other_quantizers import FORMATS, quantized
+from zamba_compat.errors import MissingTensorError
 from zamba_compat.quant_states import base_of, format_of, holds_values, part_of
 from zamba_compat.quantized import once
 from zamba_compat.quantizers import modules_to_skip, plain_modules, rename_metadata
@@ -24,29 +22,6 @@ from zamba_compat.sharing import SharingMap
 CONFIG = synthetic.make_config("7B")
 SHARING = SharingMap.from_config(CONFIG)
 STATE = synthetic.make_state(CONFIG)
-FORMATS = {
-    "nf4": ("weight", "weight.absmax", "weight.quant_map", "weight.quant_state.bitsandbytes__nf4"),
-    "int8": ("weight", "SCB", "weight_format"),
-    "torchao": ("_weight_qdata", "_weight_scale", "_weight_zero_point"),
-    "compressed-tensors": ("weight_packed", "weight_scale", "weight_shape", "weight_zero_point"),
-    "FP8 with blocks": ("weight", "weight_scale_inv"),
-    "GPTQ": ("qweight", "qzeros", "scales", "g_idx"),
-    "AWQ": ("qweight", "qzeros", "scales"),
-    "HQQ": ("W_q", "nbits", "group_size"),
-    "quanto": ("weight._data", "weight._scale", "input_scale", "output_scale"),
-    "AQLM": ("codes", "codebooks", "scales"),
-    "EETQ": ("weight", "weight_scales"),
-}
-
-
-def quantized(state: synthetic.State, parts: tuple[str, ...]) -> synthetic.State:
-    found: synthetic.State = {}
-    for name, tensor in state.items():
-        if tensor.ndim == 2 and "layers." in name:
-            found |= {f"{name.removesuffix('weight')}{part}": torch.zeros(1) for part in parts}
-        else:
-            found[name] = tensor
-    return found
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -65,7 +40,7 @@ def test_names(format: str) -> None:
 )
 @settings(max_examples=60, deadline=None, derandomize=True)
 def test_every_layout_fills_the_same_names(format: str, layout: str, seed: int) -> None:
-    state = quantized(STATE, FORMATS[format])
+    state = quantized(STATE, format)
     moved = {"hub": lambda: state, "expanded": lambda: synthetic.to_expanded(state, CONFIG)}.get(
         layout,
         lambda: synthetic.to_partial(state, CONFIG, layout),  # type: ignore[arg-type]
@@ -80,7 +55,7 @@ def test_every_layout_fills_the_same_names(format: str, layout: str, seed: int) 
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_saved_once(format: str) -> None:
-    state = quantized(STATE, FORMATS[format])
+    state = quantized(STATE, format)
     several = {alias: tensor for name, tensor in state.items() for alias in SHARING.aliases(name)}
     assert sorted(once(several, SHARING)) == sorted(state)
 
@@ -88,7 +63,7 @@ def test_saved_once(format: str) -> None:
 def test_what_is_stored_plain_is_not_quantized() -> None:
     block = SHARING.hybrid_layers[0]
     plain = f"model.layers.{block}.shared_transformer.self_attn.q_proj"
-    state = quantized(STATE, FORMATS["GPTQ"])
+    state = quantized(STATE, "GPTQ")
     state = {name: tensor for name, tensor in state.items() if not name.startswith(f"{plain}.")}
     state[f"{plain}.weight"] = torch.zeros(2, 2)
     assert plain_modules(state, SHARING) == sorted(SHARING.aliases(plain))
@@ -118,20 +93,3 @@ def test_the_header_of_torchao_follows_the_names() -> None:
     rename_metadata(quantizer, [(name.format(layer, "_weight_qdata"), name.format(last, "_weight_qdata"))])
     assert quantizer.metadata[name.format(layer, "weight")] == '{"_type": "X"}'
     assert name.format(layer, "weight") in quantizer.metadata["tensor_names"]
-
-
-@pytest.mark.parametrize("format", [name for name in FORMATS if name not in ("nf4", "int8")])
-def test_inspect_names_the_format_and_convert_refuses_it(format: str, tmp_path: Path) -> None:
-    state = quantized(STATE, FORMATS[format])
-    for name, tensor in state.items():
-        if name.endswith(".weight") and name in STATE:
-            state[name] = STATE[name] if tensor.numel() == 1 else tensor
-    source = synthetic.write_checkpoint(tmp_path / "source", synthetic.to_expanded(state, CONFIG), CONFIG)
-    found = inspect(source).a
-    assert found.quantization is not None
-    assert set(found.quantization.weights) == {format}
-    assert found.missing == () and found.extra == () and found.layout == "expanded"
-    assert [len(block.stored) for block in found.blocks] == [len(SHARING.layers_of(b)) for b in range(2)]
-    assert found.parameters == sum(tensor.numel() for tensor in STATE.values())
-    with pytest.raises(CheckpointError, match=rf"in the format of {format}"):
-        convert(source, tmp_path / "out")

@@ -16,11 +16,14 @@ def rewrite(source: Path, out: Path, layout: str) -> Path:
     """Copy a checkpoint of one file.
 
     Args:
-        layout: "expanded", every block at every layer that uses it, or "partial", every block at the last one alone.
+        layout: "expanded", every block at every layer that uses it, "partial", every block at the last one alone, or
+            "hub", as it is.
     """
     sharing = SharingMap.from_config(source)
 
     def names(name: str) -> tuple[str, ...]:
+        if layout == "hub":
+            return (name,)
         aliases = sharing.aliases(name)
         return aliases if layout == "expanded" else aliases[-1:]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from zamba_compat.copies import ratio, squares
 from zamba_compat.errors import ZambaCompatError
-from zamba_compat.quant_states import base_of
+from zamba_compat.quant_states import base_of, is_weight
 from zamba_compat.sharing import SharingMap
 
 from .components import COMPONENTS, OTHER, layers_of
@@ -91,7 +91,7 @@ class _Side:
         sources = dict(plan.sources) if plan is not None else {name: name for name in found.tensors}
         heads = {} if found.tied_head is None else {_HEAD: found.tied_head}
         self.sources = {
-            self.public(name): stored for name, stored in {**sources, **heads}.items() if base_of(name) == name
+            self.public(base_of(name)): stored for name, stored in {**sources, **heads}.items() if is_weight(name)
         }
 
     def public(self, name: str) -> str:
@@ -182,6 +182,15 @@ def _component(*stored: tuple[_Side, str | None]) -> str:
 
 def _measure(a: Survey, x: str, b: Survey, y: str) -> tuple[tuple[float, float] | None, str]:
     """(||y - x||^2, ||x||^2), or None and why not."""
+    kind = a.kind(x) or b.kind(y)
+    if kind is not None:
+        try:
+            if a.same(x, y, b):
+                return (0.0, 0.0), ""
+        except ZambaCompatError as error:
+            a.faults.add(error)
+            return None, str(error)
+        return None, f"in the format of {kind}, whose values are not read here"
     tensors = []
     for found, name in ((a, x), (b, y)):
         try:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from zamba_compat.copies import relative_distance
 from zamba_compat.errors import ZambaCompatError
-from zamba_compat.quant_states import base_of
+from zamba_compat.quant_states import is_weight
 
 from .progress import Progress, counting
 from .survey import Survey
@@ -21,7 +21,8 @@ class Copies:
         key: the canonical name.
         reference: the copy the others are compared with: the first in depth order, of an adapter the one in use.
         distances: stored name -> ||copy - reference|| / ||reference|| (Frobenius norms), quantized weights by their
-            values; 0 for the reference itself, None where the shapes differ or the file is damaged.
+            values; 0 for the reference itself, None where the shapes differ, the file is damaged, or the weights are in
+            a format whose values are not read here and not equal bit for bit.
         equal: whether all are equal bit for bit.
         counts: False for an adapter: the copies at layers of other positions are in no use.
     """
@@ -53,7 +54,7 @@ def compare_copies(found: Survey, components: Collection[str], progress: Progres
         return ()
     groups: dict[str, tuple[str, list[str], bool]] = {}
     for key, copies in found.plan.groups.items():
-        if base_of(key) == key and len(copies) > 1:
+        if is_weight(key) and len(copies) > 1:
             shared = found.plan.sharing.parse(key)
             names = [copies[layer] for layer in sorted(copies)]
             adapter = shared is not None and shared.adapter is not None
@@ -82,6 +83,8 @@ def _apart(found: Survey, reference: str, name: str) -> tuple[bool, float | None
     try:
         if found.same(reference, name):
             return True, 0.0
+        if found.kind(reference) or found.kind(name):
+            return False, None
         a, b = found.read(reference), found.read(name)
         return False, relative_distance(a, b) if a.shape == b.shape else None
     except ZambaCompatError as error:

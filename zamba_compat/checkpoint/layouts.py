@@ -19,9 +19,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from zamba_compat.checkpoint.dtypes import SIZES
+from zamba_compat.checkpoint.other_formats import refuse_uncarried
 from zamba_compat.checkpoint.recipe import Recipe
 from zamba_compat.checkpoint.shapes import expected_shapes, fill_in
-from zamba_compat.checkpoint.validate import check_names, check_tensors, quantized_names, refuse_other_formats
+from zamba_compat.checkpoint.validate import check_names, check_tensors, quantized_names
 from zamba_compat.dialects import normalise_config, to_release_config
 from zamba_compat.errors import CheckpointError
 from zamba_compat.foreign_names import own_names
@@ -56,7 +57,7 @@ class Contents:
         recipes: name -> how it is made of what is stored; the stored tensor itself but for Zyphra's layouts.
         plan: which copy fills which parameter.
         tied_head: the stored lm_head.weight of a model that ties it to the embedding, if there is one.
-        quantized: whether linear weights are stored in bitsandbytes' formats.
+        quantized: whether linear weights are stored in a quantizer's format.
         unknown: names that are no part of the model, to be copied.
         unused_adapters: where asked for, adapters under layers whose block does not own them, stored beside the right
             ones: what Zyphra's layouts hold for positions that run another block.
@@ -106,9 +107,8 @@ def read_contents(checkpoint: Checkpoint, *, allow_unknown: bool = False, keep_u
         config = normalise_config(file if file.is_file() else checkpoint.config)
         tensors, recipes = under_own_names(checkpoint, SharingMap.from_config(config), where)
     config.pop("auto_map", None)  # names of code that is not copied
-
     sharing = SharingMap.from_config(config)
-    refuse_other_formats(tensors, where)
+    refuse_uncarried(recipes, checkpoint.metadata, sharing, where)
     config, assumed = fill_in(config, where)
     prefix = _prefix(tensors, where)
     expected = expected_shapes(config, sharing, prefix=prefix)
@@ -116,7 +116,6 @@ def read_contents(checkpoint: Checkpoint, *, allow_unknown: bool = False, keep_u
     check_tensors(tensors, sharing, expected, config, unknown, where=where, assumed=assumed)
     if assumed:
         notes.append(f"missing in the config, filled in as the tensors' shapes show: {', '.join(assumed)}")
-
     tied_head, known = without_tied_head(tensors, sharing, prefix, unknown)
     layout = plan(known, sharing, where=where)
     return Contents(
@@ -285,9 +284,8 @@ def _prefix(names: Collection[str], where: str) -> str:
     for prefix in ("model.", ""):
         if any(name.startswith(f"{prefix}layers.") for name in names):
             return prefix
-    found = ", ".join(list(names)[:3])
     raise CheckpointError(
-        f"No tensor is named model.layers.N or layers.N; there are {found}.",
+        f"No tensor is named model.layers.N or layers.N; there are {', '.join(list(names)[:3])}.",
         where=where,
         remedy="Give a Zamba2 checkpoint in one of the layouts of transformers or Zyphra.",
     )
@@ -297,6 +295,6 @@ def _layout(found: Plan, expected: Mapping[str, Any]) -> str:
     sharing = found.sharing
     if found.is_identity:
         return "untied" if 1 < sharing.num_blocks == len(sharing.hybrid_layers) else "hub"
-    stored = {name for copies in found.groups.values() for name in copies.values()}
+    stored = {base_of(name) for copies in found.groups.values() for name in copies.values()}
     wanted = (alias for key in expected for alias in sharing.aliases(key) if sharing.parse(key) is not None)
     return "expanded" if all(alias in stored for alias in wanted) else "partial"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from zamba_compat.copies import same_bits
 from zamba_compat.dialects import normalise_config
 from zamba_compat.errors import CheckpointError
-from zamba_compat.quant_states import base_of, holds_values, is_weight, part_of
+from zamba_compat.quant_states import BITSANDBYTES, base_of, format_of, holds_values, is_weight, part_of
 from zamba_compat.rehydrate import Plan, plan
 from zamba_compat.sharing import SharingMap
 
@@ -101,8 +101,13 @@ class Survey:
         return info.shape
 
     def nbytes(self, name: str) -> int:
-        """Of a weight and the parts of its quant state, as stored."""
-        return sum(self.tensors[part].nbytes for part in (name, *self.parts.get(name, {}).values()))
+        """Of a weight and all that belongs to it, as stored."""
+        return sum(self.tensors[part].nbytes for part in {name, *self._parts_of(name).values()})
+
+    def kind(self, name: str) -> str | None:
+        """The format of a weight (`quant_states.format_of`) where it is one whose values are not read here."""
+        kind = format_of(self._parts_of(name)) if self._parts_of(name) else None
+        return None if kind in (*BITSANDBYTES, "unknown") else kind
 
     def parameters(self, name: str) -> int:
         return math.prod(self.shape(name))
@@ -116,21 +121,24 @@ class Survey:
 
     def read(self, name: str) -> Tensor:
         """The values: as stored, mapped, or float32 of a quantized weight. CheckpointError when it cannot be read."""
-        parts = {part: self.read_stored(stored) for part, stored in self.parts.get(name, {}).items()}
+        parts = {part: self.read_stored(stored) for part, stored in self._parts_of(name).items()}
         weight = self.read_stored(name)
         return dequantize(weight, parts, where=name) if parts else weight
 
-    def same(self, a: str, b: str) -> bool:
-        """Whether two tensors, the parts of their quant states among them, are equal bit for bit."""
-        parts_a, parts_b = self.parts.get(a, {}), self.parts.get(b, {})
-        if parts_a.keys() != parts_b.keys():
+    def same(self, a: str, b: str, other: Survey | None = None) -> bool:
+        """Whether two weights, with all that belongs to them, are equal bit for bit; `b` is in `other`, or here too."""
+        other = other or self
+        parts_a, parts_b = self._parts_of(a), other._parts_of(b)
+        if parts_a.keys() != parts_b.keys() or part_of(a) != part_of(b):
             return False
-        pairs = [(a, b), *((parts_a[part], parts_b[part]) for part in parts_a)]
-        for one, other in pairs:
-            x, y = self.read_stored(one), self.read_stored(other)
+        for one, two in {(a, b), *((parts_a[part], parts_b[part]) for part in parts_a)}:
+            x, y = self.read_stored(one), other.read_stored(two)
             if x.dtype != y.dtype or x.shape != y.shape or not same_bits(x, y):
                 return False
         return True
+
+    def _parts_of(self, name: str) -> dict[str, str]:
+        return self.parts.get(base_of(name), {})
 
 
 def survey(opened: Opened) -> Survey:

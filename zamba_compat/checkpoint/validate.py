@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import unicodedata
-from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from zamba_compat.checkpoint.other_formats import quantized_weights
 from zamba_compat.checkpoint.shapes import Shape, head_shape, is_head
 from zamba_compat.errors import CheckpointError, MissingTensorError
-from zamba_compat.quant_states import BITSANDBYTES, base_of, format_of, is_weight, part_of
+from zamba_compat.quant_states import BITSANDBYTES, base_of, format_of, is_weight
 from zamba_compat.sharing import SharingMap
 
 if TYPE_CHECKING:
@@ -20,28 +20,8 @@ _MOST_NAMED = 12
 
 
 def quantized_names(names: Iterable[str]) -> list[str]:
-    """The names of parts that only a bitsandbytes checkpoint has."""
+    """The names of parts that only a quantized checkpoint has."""
     return [name for name in names if base_of(name) != name]
-
-
-def refuse_other_formats(names: Iterable[str], where: str) -> None:
-    """Refuse weights that another quantizer than bitsandbytes has stored: they are carried over by loading and saving.
-
-    Raises:
-        CheckpointError: there are such weights; the format is named.
-    """
-    parts: dict[str, list[str]] = {}
-    for name in quantized_names(names):
-        parts.setdefault(base_of(name), []).append(part_of(name) or "")
-    formats = Counter(format_of(found) for found in parts.values())
-    others = {name: count for name, count in formats.items() if name not in BITSANDBYTES}
-    if others:
-        found = ", ".join(f"{count} in the format of {name}" for name, count in others.items())
-        raise CheckpointError(
-            f"Quantized weights are stored: {found}. Of those, bitsandbytes' formats alone are converted.",
-            where=where,
-            remedy="Load it with from_pretrained and call save_pretrained, or convert the unquantized checkpoint.",
-        )
 
 
 def check_names(
@@ -109,7 +89,7 @@ def check_tensors(
     Raises:
         CheckpointError: they do not.
     """
-    parts = {base_of(name) for name in quantized_names(tensors)}
+    kinds = {weight: format_of(parts) for weight, parts in quantized_weights(tensors, sharing).items()}
     dtypes: dict[str, TensorInfo] = {}
     wrong = []
     for name, info in tensors.items():
@@ -117,7 +97,7 @@ def check_tensors(
             continue
         home = sharing.canonical_key(name)
         shape = head_shape(name, config) if is_head(name) else expected[home]
-        packed = name in parts and shape is not None and 2 * info.nbytes == math.prod(shape) + math.prod(shape) % 2
+        packed = home in kinds and shape is not None and _is_packed(info, shape, kinds[home])
         if shape is not None and info.shape != shape and not packed:
             wrong.append(f"{name} is {list(info.shape)}, the config makes it {list(shape)}")
         first = dtypes.setdefault(home, info)
@@ -134,6 +114,14 @@ def check_tensors(
             where=where,
             remedy=f"Use the config.json that belongs to these tensors.{guess}",
         )
+
+
+def _is_packed(info: TensorInfo, shape: Shape, kind: str) -> bool:
+    """Whether a quantized weight may have another shape: 4 bits in any dtype, or integers in its format's own order."""
+    count = math.prod(shape)
+    if 2 * info.nbytes == count + count % 2:
+        return True
+    return kind not in BITSANDBYTES and info.dtype[0] in "UI" and count % max(math.prod(info.shape), 1) == 0
 
 
 def _with_lookalike(name: str, expected: Mapping[str, Shape]) -> str:
