@@ -19,6 +19,7 @@ import tarfile
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,7 +28,7 @@ from _matrix import results
 
 RELEASES = ("4.57.6", "5.9.0", "5.15.1")
 TESTED = ("tests/models/zamba", "tests/models/zamba2")
-UNPACKED = ("tests", "conftest.py", "pyproject.toml", "setup.cfg")
+UNPACKED = ("tests", "utils", "conftest.py", "pyproject.toml", "setup.cfg")  # utils has modules that tests import
 BESIDE = {"parameterized": "0.9.0"}
 TOOLS = Path(__file__).resolve().parent
 
@@ -92,8 +93,8 @@ def unpack(checkout: Path, release: str, target: Path, *, only_one: bool) -> Pat
     return checkout
 
 
-def run(folder: Path, release: str, armed: bool, reports: Path, only: str, setup: Setup) -> results.Result:
-    """Every outcome of the tests in a folder, under a release."""
+def run(folder: Path, release: str, armed: bool, reports: Path, only: str, paths: Sequence[Path]) -> results.Result:
+    """Every outcome of the tests in a folder, under a release, whose folders are `paths`."""
     record = reports / f"{release}-{'armed' if armed else 'stock'}.jsonl"
     command = [
         sys.executable, "-m", "pytest", *TESTED, "-q", "--tb=short", "-p", "no:cacheprovider",
@@ -101,7 +102,7 @@ def run(folder: Path, release: str, armed: bool, reports: Path, only: str, setup
     ]  # fmt: skip
     command += ["-p", "zamba_compat"] if armed else []  # before transformers
     command += ["-k", only] if only else []
-    env = {name: value for name, value in overlays.environment(setup(release), TOOLS).items() if not _is_ours(name)}
+    env = {name: value for name, value in overlays.environment(paths, TOOLS).items() if not _is_ours(name)}
     env |= {"PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": env.get("OMP_NUM_THREADS", "1")}
     record.unlink(missing_ok=True)
     with record.with_suffix(".log").open("w", encoding="utf-8") as log:
@@ -153,7 +154,10 @@ def check(checkout: Path, release: str, options: argparse.Namespace, folders: Se
         folder = unpack(checkout, release, Path(scratch), only_one=len(options.releases) == 1)
         reports = options.reports or Path(scratch)
         reports.mkdir(parents=True, exist_ok=True)
-        stock, armed = (run(folder, release, how, reports, options.only, folders) for how in (False, True))
+        paths = folders(release)
+        with ThreadPoolExecutor(2) as pool:
+            both = pool.map(lambda armed: run(folder, release, armed, reports, options.only, paths), (False, True))
+            stock, armed = both
         for result, how in ((stock, "stock"), (armed, "armed")):
             if result.broke is not None:
                 log = (reports / f"{release}-{how}.log").read_text(encoding="utf-8", errors="replace")
