@@ -4,7 +4,7 @@
 
 CHECKOUT is a clone of transformers, bare or not: of each release the tests at its tag are run, v4.57.6 and so on,
 unpacked into a temporary folder. A folder without the tag is taken as it lies, for a single release. What the tests
-import and transformers does not require (parameterized) is put beside the release, see tools/overlays.py. Exit status
+import and transformers does not require is put beside the release, see tools/overlays.py. Exit status
 1 if a test passes stock and fails with the import, but for those in REFUSED; 2 if the tests cannot be run.
 """
 
@@ -29,7 +29,7 @@ from _matrix import results
 RELEASES = ("4.57.6", "5.9.0", "5.15.1")
 TESTED = ("tests/models/zamba", "tests/models/zamba2")
 UNPACKED = ("tests", "utils", "conftest.py", "pyproject.toml", "setup.cfg")  # utils has modules that tests import
-BESIDE = {"parameterized": "0.9.0"}
+BESIDE = {"parameterized": "0.9.0", "datasets": "4.4.1"}  # this datasets imports with every release's huggingface-hub
 TOOLS = Path(__file__).resolve().parent
 
 REFUSED = {
@@ -68,8 +68,10 @@ class UpstreamTestsError(Exception):
     """Tests that cannot be run: what is missing, and what to do."""
 
 
-def unpack(checkout: Path, release: str, target: Path, *, only_one: bool) -> Path:
+def unpack(checkout: Path, release: str, target: Path, package: Path, *, only_one: bool) -> Path:
     """The folder that holds the tests of a release: unpacked from its tag into `target`, or the checkout itself.
+
+    package: the release as it is installed, which some tests read as src/transformers.
 
     Raises:
         UpstreamTestsError: there is no such tag, and the folder cannot be this release's.
@@ -85,6 +87,8 @@ def unpack(checkout: Path, release: str, target: Path, *, only_one: bool) -> Pat
             raise UpstreamTestsError(f"{checkout}, {tag}: {done.stderr.decode(errors='replace').strip()}")
         with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
             archive.extractall(target, filter="data")
+        (target / "src").mkdir(exist_ok=True)
+        (target / "src" / "transformers").symlink_to(package, target_is_directory=True)
         return target
     if not all((checkout / folder).is_dir() for folder in TESTED):
         raise UpstreamTestsError(f"{checkout} has neither a tag {tag} nor {TESTED[1]}. Fetch the tag, or name a clone.")
@@ -116,8 +120,15 @@ def _is_ours(name: str) -> bool:
 
 def setup(release: str) -> tuple[Path, ...]:
     """The folders of a release and of what its tests import."""
-    beside = [overlays.build(name, version) for name, version in BESIDE.items() if overlays.installed(name) is None]
-    return (*overlays.overlay(release), *beside)
+    return (*overlays.overlay(release), *(overlays.build(name, version) for name, version in BESIDE.items()))
+
+
+def installed_package(paths: Sequence[Path]) -> Path:
+    """Where the transformers is that a Python with these folders on its path imports."""
+    for path in (*paths, *map(Path, sys.path)):
+        if (path / "transformers" / "__init__.py").is_file():
+            return path / "transformers"
+    raise UpstreamTestsError("transformers is not installed.")
 
 
 def compare(stock: results.Result, armed: results.Result) -> list[Difference]:
@@ -151,10 +162,11 @@ def check(checkout: Path, release: str, options: argparse.Namespace, folders: Se
         UpstreamTestsError: a run that broke off, or ran no test.
     """
     with tempfile.TemporaryDirectory(prefix="upstream-tests-") as scratch:
-        folder = unpack(checkout, release, Path(scratch), only_one=len(options.releases) == 1)
+        paths = folders(release)
+        package = installed_package(paths)
+        folder = unpack(checkout, release, Path(scratch) / "tests", package, only_one=len(options.releases) == 1)
         reports = options.reports or Path(scratch)
         reports.mkdir(parents=True, exist_ok=True)
-        paths = folders(release)
         with ThreadPoolExecutor(2) as pool:
             both = pool.map(lambda armed: run(folder, release, armed, reports, options.only, paths), (False, True))
             stock, armed = both
