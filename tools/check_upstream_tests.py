@@ -29,7 +29,8 @@ from _matrix import results
 RELEASES = ("4.57.6", "5.9.0", "5.15.1")
 TESTED = ("tests/models/zamba", "tests/models/zamba2")
 UNPACKED = ("tests", "utils", "conftest.py", "pyproject.toml", "setup.cfg")  # utils has modules that tests import
-BESIDE = {"parameterized": "0.9.0", "datasets": "4.4.1"}  # this datasets imports with every release's huggingface-hub
+BESIDE = {"parameterized": "0.9.0", "datasets": "4.4.1", "httpx": "0.28.1", "httpcore": "1.0.9"}
+"""What the tests import. This datasets works with every release's huggingface-hub; that of the environment may not."""
 TOOLS = Path(__file__).resolve().parent
 
 REFUSED = {

@@ -67,11 +67,8 @@ def at_each_quantization(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @pytest.mark.mended_by("quantized-one-by-one")
 @pytest.mark.parametrize("method", ["nf4", "int8"])
-@pytest.mark.parametrize("layout", ["hub", "expanded"])
-def test_one_weight_at_a_time(
-    layout: str, method: str, checkpoint: Checkpoint, at_each_quantization: list[int]
-) -> None:
-    directory = checkpoint("1.2B", layout, dtype=torch.bfloat16)
+def test_one_weight_at_a_time(method: str, checkpoint: Checkpoint, at_each_quantization: list[int]) -> None:
+    directory = checkpoint("1.2B", dtype=torch.bfloat16)
     gc.collect()
     before = sum(held_in_16_bits().values())
 
