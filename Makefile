@@ -68,7 +68,7 @@ simulated: $(READY) ## the path with fused kernels on stand-ins, ten releases be
 
 gpu: $(READY) ## on a GPU: tests/cuda, and times beside stock and a Llama; with mamba-ssm and causal-conv1d if they install
 	$(PY) -c 'import torch; torch.cuda.is_available() or exit("no GPU, or a build of PyTorch without CUDA: $(PY) -m pip install torch")'
-	-$(PY) -m pip install --no-build-isolation mamba-ssm causal-conv1d
+	-timeout 300 $(PY) -m pip install --no-build-isolation mamba-ssm causal-conv1d
 	$(PY) -m pytest tests/cuda -q -rs
 	$(PY) tools/bench_inference.py --device cuda --lengths 1024 4096 16384
 

@@ -21,6 +21,7 @@ from .peft import mamba_targets, tied_merge
 from .transformers import (
     block_order,
     blocks_of_tokens,
+    compute_dtype,
     config_reading,
     config_refused,
     config_writing,
@@ -38,6 +39,7 @@ from .transformers import (
     packed_weight_cast,
     plain_scan,
     quant_state_per_module,
+    quantized_one_by_one,
     rehydrate,
     release,
     rotary_without_rope,
@@ -82,12 +84,14 @@ ADAPTERS: tuple[Adapter, ...] = (
     *rehydrate.ADAPTERS,
     *device_map_aliases.ADAPTERS,
     *other_files.ADAPTERS,
+    quantized_one_by_one.ADAPTER,
     one_place.ADAPTER,
     # Quantization.
     *cpu_refused.ADAPTERS,
     *packed_weight_cast.ADAPTERS,
     *shared_skipped.ADAPTERS,
     *shared_quantized.ADAPTERS,
+    compute_dtype.ADAPTER,
     *quant_state_per_module.ADAPTERS,
     # bitsandbytes itself, on a CPU. Packing comes after the others, which meet plain weights only.
     storage_cast.ADAPTER,

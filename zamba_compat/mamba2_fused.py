@@ -10,26 +10,25 @@ may be, and in which order and layout they get the tokens:
 - Samples packed into one row are told apart by the kernels' `seq_idx`.
 - Rows of the convolution's input that do not start at multiples of eight numbers are copied.
 - What has no kernel (gradients through a single token with a past, a lower limit of dt among padding) takes PyTorch's
-  operations, all chunks at once: see batched_scan.py.
+  operations, all chunks at once: see mixer_plain.py.
 """
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch  # noqa: TID253
-import torch.nn.functional as F  # noqa: TID253
 from torch import Tensor, nn  # noqa: TID253
 
-from . import batched_scan
+from . import mixer_plain
 from .blocked import is_unwatched
-from .mamba2 import _known, time_step_limit
-from .mixer_modules import loaded, no_autocast
-from .recurrence import last_inputs, step, take
+from .mamba2 import time_step_limit
+from .mixer_modules import loaded
+from .mixer_plain import decay, parts
+from .recurrence import last_inputs, take
+from .token_layout import layout
 
-MAX_CHUNK = 256
 NO_STEP = -1e4  # in float16 too; softplus of it is 0
 States = tuple[Tensor, Tensor | None, Tensor | None]
 
@@ -51,58 +50,6 @@ class Kernels(NamedTuple):
 def on_accelerator(x: Tensor) -> bool:
     """Whether x lies where this module is for."""
     return x.device.type not in ("cpu", "meta")
-
-
-class _Layout(NamedTuple):
-    """What a mask says of a step's tokens.
-
-    kept: [batch, seq], False for padding; None without any. documents: [batch, seq], the number of the sample that a
-    token belongs to, rising along a row; None where each row is one.
-    """
-
-    kept: Tensor | None
-    documents: Tensor | None
-
-
-_last: tuple[Any, ...] = (lambda: None, None, None, None)
-
-
-def layout(attention_mask: Tensor | None, seq: int) -> _Layout:
-    """Read a mask [batch, at least seq] of a model's forward; a mask of another rank says nothing of tokens.
-
-    A mask of int32 numbers the samples packed into each row, from 1, with 0 for padding (zamba_compat.packed).
-    All layers of a forward ask the same, and each answer waits for the device: the last one is remembered.
-    """
-    global _last
-    if attention_mask is None or attention_mask.dim() != 2:
-        return _Layout(None, None)
-    if not _known(attention_mask):
-        return _read(attention_mask[:, -seq:])
-    if attention_mask.is_inference():  # nothing tells whether it was written to
-        return _read(attention_mask[:, -seq:])
-    reference, version, length, known = _last
-    if reference() is attention_mask and version == attention_mask._version and length == seq:
-        return known  # type: ignore[no-any-return]
-    found = _read(attention_mask[:, -seq:])
-    _last = (weakref.ref(attention_mask), attention_mask._version, seq, found)
-    return found
-
-
-def _read(mask: Tensor) -> _Layout:
-    kept, packed = mask != 0, mask.dtype == torch.int32
-    if not _known(mask):
-        return _Layout(kept, mask if packed else None)
-    packed = packed and bool((mask > 1).any())
-    return _Layout(None if bool(kept.all()) else kept, mask if packed else None)
-
-
-def numbers_documents(attention_mask: Tensor | None) -> bool:
-    """Whether a mask tells samples of one row apart."""
-    return (
-        attention_mask is not None
-        and attention_mask.dtype == torch.int32
-        and layout(attention_mask, attention_mask.shape[-1]).documents is not None
-    )
 
 
 def mixer_forward(
@@ -144,7 +91,7 @@ def mixer_forward(
         if conv_state is not None and ssm_state is not None and seq == 1 and kept is None:
             states = conv_state, ssm_state, overwrite
             if kernels is None or limit is not None or (torch.is_grad_enabled() and projected.requires_grad):
-                y, conv_state, ssm_state = _plain_token(mixer, xbc, dt, *states, limit)
+                y, conv_state, ssm_state = mixer_plain.token(mixer, xbc, dt, *states, limit)
             else:
                 y, conv_state, ssm_state = _token(mixer, xbc, dt, *states, kernels)
         else:
@@ -154,7 +101,7 @@ def mixer_forward(
             if remember:
                 conv_state = last_inputs(xbc, mixer.conv1d.weight.shape[-1], conv_state, lengths=lengths)
             if kernels is None:
-                y, ssm_state = _plain_sequence(mixer, xbc, dt, *given, kept, documents, limit)
+                y, ssm_state = mixer_plain.sequence(mixer, xbc, dt, *given, kept, documents, limit)
             else:
                 y, ssm_state = _sequence(mixer, xbc, dt, *given, kept, documents, limit, kernels, remember)
     output = mixer.out_proj(mixer.norm(y.reshape(batch, seq, -1), gate).to(dtype))
@@ -187,7 +134,7 @@ def _whole(
         mixer.conv1d.weight.squeeze(1),
         mixer.conv1d.bias,
         mixer.dt_bias,
-        _decay(mixer),
+        decay(mixer),
         D=mixer.D,
         chunk_size=mixer.chunk_size,
         seq_idx=documents,
@@ -224,13 +171,13 @@ def _sequence(
     convolved = kernels.conv(
         _channels(xbc), mixer.conv1d.weight.squeeze(1), mixer.conv1d.bias, seq_idx=documents, activation="silu"
     )
-    x, b, c = _parts(mixer, convolved.mT[:, -seq:])
+    x, b, c = parts(mixer, convolved.mT[:, -seq:])
     if kept is not None:
         dt = dt.masked_fill(~kept[..., None], NO_STEP)
     found = kernels.scan(
         x,
         dt,
-        _decay(mixer),
+        decay(mixer),
         b,
         c,
         chunk_size=mixer.chunk_size,
@@ -254,13 +201,13 @@ def _token(
         conv_state, ssm_state = conv_state.clone(), ssm_state.clone()
     conv_state = conv_state.to(xbc.dtype)
     convolved = kernels.update(xbc.mT, conv_state, mixer.conv1d.weight.squeeze(1), mixer.conv1d.bias, activation="silu")
-    x, b, c = (part[:, 0] for part in _parts(mixer, convolved.mT))
+    x, b, c = (part[:, 0] for part in parts(mixer, convolved.mT))
     shape = x.shape[1:]
     y = kernels.step(
         ssm_state,
         x,
         dt[:, 0, :, None].expand(-1, *shape),
-        _decay(mixer)[:, None, None].expand(*shape, b.shape[-1]),
+        decay(mixer)[:, None, None].expand(*shape, b.shape[-1]),
         b,
         c,
         mixer.D[:, None].expand(*shape),
@@ -271,87 +218,11 @@ def _token(
     return y, conv_state, ssm_state
 
 
-def _plain_sequence(
-    mixer: Any,
-    xbc: Tensor,
-    dt: Tensor,
-    conv_state: Tensor | None,
-    ssm_state: Tensor | None,
-    kept: Tensor | None,
-    documents: Tensor | None,
-    limit: tuple[float, float] | None,
-) -> tuple[Tensor, Tensor]:
-    """As `_sequence`, with PyTorch's operations, in float32."""
-    dtype = torch.promote_types(xbc.dtype, torch.float32)
-    seq = xbc.shape[1]
-    with no_autocast(xbc.device.type):
-        if conv_state is not None:
-            xbc = torch.cat([conv_state.mT.to(xbc), xbc], 1)
-        weight, bias = mixer.conv1d.weight.squeeze(1).to(dtype), mixer.conv1d.bias
-        convolved = batched_scan.causal_conv(xbc.to(dtype), weight, None if bias is None else bias.to(dtype), documents)
-        x, b, c = _parts(mixer, mixer.act(convolved[:, -seq:]))
-        dt = _steps(mixer, dt, dtype, limit)
-        return batched_scan.scan(
-            x,
-            dt if kept is None else dt.masked_fill(~kept[..., None], 0),
-            _decay(mixer, dtype),
-            b,
-            c,
-            D=mixer.D.to(dtype),
-            state=None if ssm_state is None else ssm_state.to(dtype),
-            chunk_size=min(mixer.chunk_size, MAX_CHUNK),
-            documents=documents,
-        )
-
-
-def _plain_token(
-    mixer: Any,
-    xbc: Tensor,
-    dt: Tensor,
-    conv_state: Tensor,
-    ssm_state: Tensor,
-    overwrite: bool,
-    limit: tuple[float, float] | None,
-) -> States:
-    """As `_token`, with PyTorch's operations, in float32, and with gradients."""
-    dtype = torch.promote_types(xbc.dtype, torch.float32)
-    with no_autocast(xbc.device.type):
-        later = torch.cat([conv_state[..., 1:].to(xbc.dtype), xbc.mT], -1)
-        convolved = (later.to(dtype) * mixer.conv1d.weight.squeeze(1).to(dtype)).sum(-1)
-        if mixer.conv1d.bias is not None:
-            convolved = convolved + mixer.conv1d.bias.to(dtype)
-        x, b, c = (part[:, 0] for part in _parts(mixer, mixer.act(convolved)[:, None]))
-        dt = _steps(mixer, dt, dtype, limit)[:, 0]
-        y, state = step(x, dt, _decay(mixer, dtype), b, c, D=mixer.D.to(dtype), state=ssm_state.to(dtype))
-    if overwrite and not torch.is_grad_enabled():
-        return y, conv_state.copy_(later), ssm_state.copy_(state)
-    return y, later, state
-
-
-def _steps(mixer: Any, dt: Tensor, dtype: torch.dtype, limit: tuple[float, float] | None) -> Tensor:
-    dt = F.softplus(dt.to(dtype) + mixer.dt_bias.to(dtype))
-    return dt if limit is None else dt.clamp(*limit)
-
-
-def _parts(mixer: Any, convolved: Tensor) -> list[Tensor]:
-    """x [batch, seq, heads, head_dim], B and C [batch, seq, groups, d_state]."""
-    bc_size = mixer.n_groups * mixer.ssm_state_size
-    x, b, c = torch.split(convolved, [mixer.intermediate_size, bc_size, bc_size], -1)
-    sizes = (mixer.num_heads, mixer.n_groups, mixer.n_groups)
-    return [part.reshape(*part.shape[:-1], size, -1) for part, size in zip((x, b, c), sizes, strict=True)]
-
-
 def _channels(xbc: Tensor) -> Tensor:
     """xbc [batch, seq, channels] as the convolution takes it: [batch, channels, seq], in one of two layouts."""
     if xbc.shape[-1] % 8:
         return xbc.mT.contiguous()
     return (xbc if xbc.stride(0) % 8 == 0 == xbc.stride(1) % 8 and xbc.stride(2) == 1 else xbc.contiguous()).mT
-
-
-def _decay(mixer: Any, dtype: torch.dtype = torch.float32) -> Tensor:
-    """A, [heads]."""
-    logarithm: Tensor = mixer.A_log
-    return -logarithm.to(dtype).exp()
 
 
 def _limited(limit: tuple[float, float] | None) -> dict[str, Any]:

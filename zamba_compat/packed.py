@@ -13,7 +13,7 @@ import torch  # noqa: TID253
 from torch import Tensor  # noqa: TID253
 
 from .errors import PackedSamplesError
-from .mamba2_fused import numbers_documents
+from .token_layout import numbers_documents
 
 
 def documents(

@@ -101,11 +101,12 @@ def forward(
         def forward(self: Any, hidden_states: Any, *args: Any, **kwargs: Any) -> Any:
             from zamba_compat import mamba2_fused
             from zamba_compat.mixer_states import mixed
+            from zamba_compat.token_layout import numbers_documents
 
             given = dict(zip(("cache", "attention_mask"), args, strict=False)) | kwargs
             cache, mask = given.get("cache", given.get("cache_params")), given.get("attention_mask")
             accelerated = mamba2_fused.on_accelerator(hidden_states)
-            if not (accelerated or mamba2_fused.numbers_documents(mask)) or leave(cache, self.layer_idx):
+            if not (accelerated or numbers_documents(mask)) or leave(cache, self.layer_idx):
                 return original(self, hidden_states, *args, **kwargs)
 
             def run(*args: Any, **kwargs: Any) -> Any:

@@ -77,7 +77,7 @@ def _numbers(attention_mask: Any) -> Any:
     """A mask that tells samples apart, or None."""
     if attention_mask is None or not hasattr(attention_mask, "dim") or attention_mask.dim() != 2:
         return None
-    from zamba_compat.mamba2_fused import numbers_documents
+    from zamba_compat.token_layout import numbers_documents
 
     return attention_mask if numbers_documents(attention_mask) else None
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from support.fused_kernels import below
 from support.launches import count
-from zamba_compat import batched_scan, mamba2_fused, recurrence
+from zamba_compat import batched_scan, mamba2_fused, recurrence, token_layout
 
 BATCH, SEQ, HEADS, HEAD_DIM, D_STATE, GROUPS = 2, 53, 4, 3, 5, 2
 DOCUMENTS = ((10, 1, 22, 20), (48, 5))
@@ -87,18 +87,18 @@ def test_convolution() -> None:
 
 
 def test_layout() -> None:
-    assert mamba2_fused.layout(None, 3) == (None, None)
-    assert mamba2_fused.layout(torch.ones(1, 1, 3, 3), 3) == (None, None)
-    assert mamba2_fused.layout(torch.ones(2, 5), 3) == (None, None)
+    assert token_layout.layout(None, 3) == (None, None)
+    assert token_layout.layout(torch.ones(1, 1, 3, 3), 3) == (None, None)
+    assert token_layout.layout(torch.ones(2, 5), 3) == (None, None)
     mask = torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1]])
-    assert mamba2_fused.layout(mask, 3) == (None, None)  # padding before the tokens of this step
-    kept, documents = mamba2_fused.layout(mask, 4)
+    assert token_layout.layout(mask, 3) == (None, None)  # padding before the tokens of this step
+    kept, documents = token_layout.layout(mask, 4)
     assert kept is not None and torch.equal(kept, mask.bool()) and documents is None
     mask[0, 0] = 1  # written to: what was remembered of it is void
-    assert mamba2_fused.layout(mask, 4) == (None, None)
-    assert not mamba2_fused.numbers_documents(torch.ones(1, 4, dtype=torch.int32))
-    assert mamba2_fused.numbers_documents(torch.tensor([[1, 1, 2]], dtype=torch.int32))
-    assert not mamba2_fused.numbers_documents(torch.tensor([[1, 1, 2]]))
+    assert token_layout.layout(mask, 4) == (None, None)
+    assert not token_layout.numbers_documents(torch.ones(1, 4, dtype=torch.int32))
+    assert token_layout.numbers_documents(torch.tensor([[1, 1, 2]], dtype=torch.int32))
+    assert not token_layout.numbers_documents(torch.tensor([[1, 1, 2]]))
 
 
 @pytest.mark.parametrize("channels", [16, 12])

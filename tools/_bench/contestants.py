@@ -23,9 +23,9 @@ def llama_config(zamba: dict[str, Any], parameters: int) -> dict[str, Any]:
         "vocab_size": vocabulary,
         "hidden_size": hidden,
         "intermediate_size": inner,
-        "num_hidden_layers": round((parameters - vocabulary * hidden) / per_layer),
-        "num_attention_heads": hidden // 128,
-        "num_key_value_heads": hidden // 128,
+        "num_hidden_layers": max(1, round((parameters - vocabulary * hidden) / per_layer)),
+        "num_attention_heads": max(1, hidden // 128),
+        "num_key_value_heads": max(1, hidden // 128),
         "tie_word_embeddings": True,
         "max_position_embeddings": 16384,
     }

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from _bench.kernels_ran import in_words
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -44,7 +46,41 @@ def report(figures: Figures, where: str) -> list[str]:
                 f"| {length} | {title(name)} | {found['first']:.2f} | {first} | {1e3 * found['token']:.0f} | {token} | "
                 f"{found['peak'] / 1e9:.2f} | {found['cache'] / 1e6:.0f} |"
             )
-    return lines + claims(figures, lengths)
+    return lines + at_once(figures, lengths) + kernels(figures) + claims(figures, lengths)
+
+
+def at_once(figures: Figures, lengths: list[int]) -> list[str]:
+    """Several prompts of the first length at once."""
+    counts = sorted({count for one in figures.values() for count in one.get("rows", {})})
+    if not counts:
+        return []
+    lines = ["", f'Several prompts of {lengths[0]} tokens at once; "most" is as many as fit.', ""]
+    lines += ["| rows | model | first tokens, s | tokens/s | x Llama | peak above the model, GB | cache a row, MB |",
+              "| ---: | --- | ---: | ---: | ---: | ---: | ---: |"]  # fmt: skip
+    for count in counts:
+        llama = figures.get("llama", {}).get("rows", {}).get(count)
+        for name, one in figures.items():
+            if (found := one.get("rows", {}).get(count)) is None:
+                continue
+            times = f"{llama['token'] / found['token']:.2f}" if llama else ""
+            rows = f"{count}, most" if one.get("largest") == count else str(count)
+            lines.append(
+                f"| {rows} | {title(name)} | {found['first']:.2f} | {count / found['token']:.0f} | {times} | "
+                f"{found['peak'] / 1e9:.2f} | {found['cache'] / count / 1e6:.1f} |"
+            )
+    return lines
+
+
+def kernels(figures: Figures) -> list[str]:
+    """Which fused kernels ran."""
+    told = [(title(name), one["kernels"]) for name, one in figures.items() if "kernels" in one]
+    return ["", *(f"Kernels of {model}: {phases(found)}." for model, found in told)] if told else []
+
+
+def phases(found: Mapping[str, list[str]]) -> str:
+    """Those of a prompt and of a token in words."""
+    prompt, token = in_words(found["prompt"]), in_words(found["token"])
+    return prompt if prompt == token else f"{prompt} for a prompt, {token} for a token"
 
 
 def claims(figures: Figures, lengths: list[int]) -> list[str]:
