@@ -7,6 +7,7 @@ PYTEST_ARGS ?=
 
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
+SITE := $(VENV)/.site
 PIP := $(PY) -m pip --disable-pip-version-check install --quiet --no-compile -c constraints.txt
 MATRIX := $(PY) tools/matrix.py --jobs $(JOBS)
 
@@ -17,7 +18,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test lint matrix matrix-ci matrix-stock next-release newest support-table gpu simulated bench faults fuzz wheel clean
+.PHONY: help setup demo test lint docs matrix matrix-ci matrix-stock next-release newest support-table gpu simulated bench faults fuzz wheel clean
 
 help: ## show this
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -43,6 +44,13 @@ lint: $(READY) ## ruff and mypy
 test: lint ## lint, then all tests with the release in constraints.txt, JOBS files at a time
 	$(PY) -m pytest --numprocesses=$(JOBS) --dist=loadfile --record=build/reports/tests.jsonl $(PYTEST_ARGS)
 
+docs: $(SITE) ## the documentation as a site, strict, into build/site
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet
+
+$(SITE): $(READY)
+	@$(PIP) --no-build-isolation --editable '.[docs]'
+	@touch $@
+
 matrix: $(READY) ## conformance under every release, with and without the import; writes the support table
 	$(MATRIX) --keep-going --json docs/support.json
 	$(MATRIX) --stock --keep-going --json docs/support.json
@@ -60,8 +68,8 @@ next-release: $(READY) ## take a release in: make next-release VERSION=X.Y.Z (or
 newest: $(READY) ## the conformance suite with the newest of everything that the package index serves
 	$(PY) tools/newest.py
 
-support-table: $(READY) ## make the README's table from docs/support.json and the adapters' bounds
-	$(PY) tools/matrix.py --no-run --write-readme
+support-table: $(READY) ## make docs/support.md's and docs/adapters.md's tables from results and bounds
+	$(PY) tools/matrix.py --no-run --write-docs
 
 simulated: $(READY) ## the path with fused kernels on stand-ins, ten releases beside stock; writes docs/gpu.md
 	$(PY) tools/check_simulated.py
@@ -75,7 +83,7 @@ gpu: $(READY) ## on a GPU: tests/cuda, and times beside stock and a Llama; with 
 bench: $(READY) ## every tools/bench*.py
 	@set -e; for script in tools/bench*.py; do echo "== $$script"; $(PY) $$script; done
 
-faults: $(READY) ## hundreds of crashes per command and two minutes of fuzzing; writes docs/faults.* and the README's figures
+faults: $(READY) ## hundreds of crashes per command and two minutes of fuzzing; writes docs/faults.*
 	$(PY) tools/faults.py
 
 fuzz: $(READY) ## fuzz the readers for ten minutes; FUZZ_ARGS=--atheris where atheris is installed

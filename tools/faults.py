@@ -1,7 +1,7 @@
 """The long form of tests/faults: crashes, fuzzing, and what the documents say of them.
 
-    python tools/faults.py                  # everything; writes docs/faults.json, docs/faults.md, the README's figures
-    python tools/faults.py --docs           # the documents alone, from docs/faults.json
+    python tools/faults.py                  # everything; writes docs/faults.json and docs/faults.md
+    python tools/faults.py --docs           # docs/faults.md alone, from docs/faults.json
 
 Exit status 1 when anything was lost or let in; then nothing is written.
 """
@@ -18,12 +18,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tools")]
 os.environ["OMP_NUM_THREADS"] = "1"  # a fork has none of OpenMP's threads, and waits for them for ever
-RESULTS, TABLE, README = ROOT / "docs" / "faults.json", ROOT / "docs" / "faults.md", ROOT / "README.md"
+RESULTS, PAGE = ROOT / "docs" / "faults.json", ROOT / "docs" / "faults.md"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--docs", action="store_true", help="make the documents alone")
+    parser.add_argument("--docs", action="store_true", help="make docs/faults.md alone")
     parser.add_argument("--kills", type=int, default=100, help="per command and kind of destination (default: 100)")
     parser.add_argument("--fuzz", type=float, default=120, help="seconds of fuzzing (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of everything that is drawn (default: %(default)s)")
@@ -35,9 +35,7 @@ def main() -> int:
         RESULTS.write_text(json.dumps(results, indent=1) + "\n")
     from faults import table
 
-    TABLE.write_text(table.document(), encoding="utf-8")
-    figures = table.figures(json.loads(RESULTS.read_text()))
-    README.write_text(table.splice(README.read_text(encoding="utf-8"), figures), encoding="utf-8")
+    PAGE.write_text(table.document(json.loads(RESULTS.read_text())), encoding="utf-8")
     return 0
 
 

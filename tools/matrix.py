@@ -6,7 +6,7 @@
     python tools/matrix.py --stock                without the import: what an adapter mends must fail
     python tools/matrix.py --json docs/support.json --new tests/conformance/test_x.py
                                                   a file that no release has run yet, beside what they have
-    python tools/matrix.py --no-run --write-readme
+    python tools/matrix.py --no-run --write-docs
 
 Exit status: 0 all right, 1 a failure, 2 wrong usage, 130 interrupted.
 """
@@ -32,9 +32,10 @@ from _matrix.results import Mode, Result
 
 ROOT = Path(__file__).resolve().parents[1]
 SUITE = ROOT / "tests" / "conformance"
-SUPPORT = ROOT / "docs" / "support.json"
-README = ROOT / "README.md"
+DOCS = ROOT / "docs"
+SUPPORT = DOCS / "support.json"
 REPORTS = ROOT / "build" / "matrix"
+PAGES = {table.SUPPORT: "support.md", table.ADAPTERS: "adapters.md"}
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -42,7 +43,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--releases", metavar="LIST", help="these releases, separated by commas")
     which.add_argument("--ci", action="store_true", help="the releases that CI runs")
-    which.add_argument("--no-run", action="store_true", help="run nothing; for --write-readme")
+    which.add_argument("--no-run", action="store_true", help="run nothing; for --write-docs")
     which.add_argument("--tally", nargs="+", type=Path, metavar="FILE", help="run nothing; add records up")
     parser.add_argument("--but-installed", action="store_true", help="not the one that is installed: make test runs it")
     mode = parser.add_mutually_exclusive_group()
@@ -50,7 +51,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     mode.add_argument("--stock", dest="mode", action="store_const", const="stock", help="without zamba_compat")
     parser.add_argument("--json", type=Path, metavar="FILE", help="put the results into FILE")
     parser.add_argument("--new", nargs="+", type=Path, metavar="TEST", help="these files alone; --json adds up")
-    parser.add_argument("--write-readme", action="store_true", help="make the README's table anew")
+    parser.add_argument("--write-docs", action="store_true", help="make the tables in docs/ anew")
     parser.add_argument("--keep-going", action="store_true", help="run all releases even if one fails")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, metavar="N", help="releases at a time")
     parser.add_argument("--timeout", type=float, default=1800.0, metavar="S", help="seconds per release")
@@ -110,12 +111,15 @@ def tally(paths: Sequence[Path]) -> int:
     return 0 if all(result.ok for result in found) else 1
 
 
-def write_readme() -> None:
+def write_docs() -> None:
+    """The tables in docs/support.md and docs/adapters.md."""
     from zamba_compat.patches import ADAPTERS
 
     support: dict[str, Any] = json.loads(SUPPORT.read_text(encoding="utf-8"))
-    text = README.read_text(encoding="utf-8")
-    README.write_text(table.splice(text, table.render(support, ADAPTERS)), encoding="utf-8")
+    made = {table.SUPPORT: table.releases(support, ADAPTERS), table.ADAPTERS: table.listing(ADAPTERS)}
+    for name, text in made.items():
+        page = DOCS / PAGES[name]
+        page.write_text(table.splice(page.read_text(encoding="utf-8"), name, text), encoding="utf-8")
 
 
 def interrupt(number: int, frame: FrameType | None) -> None:
@@ -131,8 +135,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status = 0 if options.no_run else run(options)
     except KeyboardInterrupt:
         return 130
-    if options.write_readme:
-        write_readme()
+    if options.write_docs:
+        write_docs()
     return status
 
 

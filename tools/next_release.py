@@ -5,7 +5,7 @@
 1. Fingerprints of every target against the last verified release, with the diff of each that changed and the adapters
    that it concerns. No adapter is edited when nothing changed.
 2. The conformance suite with the import and stock.
-3. When both are green: patches/verified.json, the list of releases, docs/support.json and the support table. When not:
+3. When both are green: patches/verified.json, the list of releases, docs/support.json and the tables. When not:
    docs/support.json says what was found, and what to touch is printed.
 
 Exit status: 0 verified, 1 something is to be done, 2 wrong usage, 130 interrupted.
@@ -98,12 +98,12 @@ def _because(message: str | None) -> str:
 
 
 def write(release: str) -> list[str]:
-    """Put a verified release into the record, the list of releases and the support table; the files written."""
+    """Put a verified release into the record, the list of releases and the tables; the files written."""
     RELEASES.write_text(with_release(RELEASES.read_text(encoding="utf-8"), release), encoding="utf-8")
     where = folder(release)
     fingerprints.main(["transformers", release if where is None else f"{release}={where}"])
-    subprocess.run([*MATRIX, "--no-run", "--write-readme"], cwd=ROOT, check=True)
-    return ["patches/verified.json", str(RELEASES.relative_to(ROOT)), SUPPORT, "the support table"]
+    subprocess.run([*MATRIX, "--no-run", "--write-docs"], cwd=ROOT, check=True)
+    return ["patches/verified.json", str(RELEASES.relative_to(ROOT)), SUPPORT, "docs/support.md", "docs/adapters.md"]
 
 
 def show(changed: dict[str, str], last: str) -> None:

@@ -141,7 +141,7 @@ def test_metadata(metadata: Message) -> None:
     assert metadata.get_all("Classifier") == project["classifiers"]
     assert metadata["Description-Content-Type"] == "text/markdown"
     assert str(metadata.get_payload()).strip() == (ROOT / "README.md").read_text(encoding="utf-8").strip()
-    extras = {"completion", "dev", "eval", "finetune", "mergekit", "plot", "quant", "serve", "test"}
+    extras = {"completion", "dev", "docs", "eval", "finetune", "mergekit", "plot", "quant", "serve", "test"}
     assert set(metadata.get_all("Provides-Extra", [])) == extras
 
 

@@ -72,7 +72,7 @@ def test_a_change_with_the_table(status: str, tmp_path: Path) -> None:
     (tmp_path / "docs").mkdir()
     (tmp_path / "build").mkdir()
     (tmp_path / "bin").mkdir()
-    (tmp_path / "README.md").write_text(
+    (tmp_path / "docs" / "support.md").write_text(
         "x\n<!-- support-table:begin -->\n| 99.0.0 | all |\n<!-- support-table:end -->\ny\n"
     )
     (tmp_path / "build" / "next-release.txt").write_text("what was printed\n")
@@ -94,7 +94,7 @@ def test_a_change_with_the_table(status: str, tmp_path: Path) -> None:
     assert "| 99.0.0 | all |" in body and "what was printed" in body and f"status {status}" in body
     told = (tmp_path / "build" / "told").read_text().splitlines()
     assert told[:2] == ["pr", "create"] and ("--draft" in told) == (status == "1")
-    assert "README.md" in git("show", "--stat", "origin/transformers-99.0.0")
+    assert "docs/support.md" in git("show", "--stat", "origin/transformers-99.0.0")
 
 
 @pytest.mark.skipif(shutil.which("actionlint") is None, reason="actionlint is not installed; CI runs it")

@@ -224,29 +224,33 @@ def test_the_table() -> None:
             "5.17.0": {"import": {**entry, "broke": "died"}},
         },
     }
-    lines = table.render(support, ADAPTERS).splitlines()
+    lines = table.releases(support, ADAPTERS).splitlines()
     assert "| 5.0.0 | all 3 | 1 of 3 | 2 |" in lines
     assert "| 5.16.1 | all 3 | not run | 1 |" in lines
     assert "| 5.17.0 | broke: died | not run | 0 |" in lines
+    lines = table.listing(ADAPTERS).splitlines()
     assert r"| first | `transformers>=5.0,<5.17` | Mends \| it. | none known |" in lines
 
 
-def test_only_what_is_between_the_markers_changes() -> None:
-    readme = f"before\n{table.BEGIN}\nold\n{table.END}\nafter\n"
-    assert table.splice(readme, "new") == f"before\n{table.BEGIN}\nnew\n{table.END}\nafter\n"
-    assert table.section(table.splice(readme, "new")) == "new"
-    for bad in ("", table.BEGIN, table.END + table.BEGIN, readme + readme):
-        with pytest.raises(ValueError, match="README needs"):
-            table.splice(bad, "new")
+@pytest.mark.parametrize("name", [table.SUPPORT, table.ADAPTERS])
+def test_only_what_is_between_the_markers_changes(name: str) -> None:
+    begin, end = table.markers(name)
+    page = f"before\n{begin}\nold\n{end}\nafter\n"
+    assert table.splice(page, name, "new") == f"before\n{begin}\nnew\n{end}\nafter\n"
+    assert table.section(table.splice(page, name, "new"), name) == "new"
+    for bad in ("", begin, end + begin, page + page):
+        with pytest.raises(ValueError, match="page needs"):
+            table.splice(bad, name, "new")
 
 
-def test_the_readme_is_in_step() -> None:
-    """`make support-table` brings it back in step, after the bounds or the results have changed."""
+def test_the_pages_are_in_step() -> None:
+    """`make support-table` brings them back in step, after the bounds or the results have changed."""
     from zamba_compat.patches import ADAPTERS as adapters
 
     support = json.loads((ROOT / "docs" / "support.json").read_text(encoding="utf-8"))
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert table.section(readme) == table.render(support, adapters)
+    for name, made in ((table.SUPPORT, table.releases(support, adapters)), (table.ADAPTERS, table.listing(adapters))):
+        page = (ROOT / "docs" / matrix.PAGES[name]).read_text(encoding="utf-8")
+        assert table.section(page, name) == made
 
 
 def test_the_support_file_has_every_release() -> None:

@@ -1,4 +1,4 @@
-"""The README's support table: results from the support file, ranges from the adapters' bounds."""
+"""The tables in docs/support.md and docs/adapters.md: results from the support file, the adapters' bounds."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from typing import Any, Protocol
 
 from packaging.requirements import Requirement
 
-BEGIN = "<!-- support-table:begin -->"
-END = "<!-- support-table:end -->"
+SUPPORT, ADAPTERS = "support-table", "adapters-table"
 NOTE = "<!-- made by `make matrix`; do not edit -->"
 
 
@@ -41,8 +40,13 @@ def share(entry: Mapping[str, Any] | None) -> str:
     return f"all {total}" if not entry["failed"] else f"{entry['passed']} of {total}"
 
 
-def render(support: Mapping[str, Any], adapters: Sequence[Bounded]) -> str:
-    """The Markdown between the markers."""
+def markers(name: str) -> tuple[str, str]:
+    """What a table of this name stands between."""
+    return f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+
+
+def releases(support: Mapping[str, Any], adapters: Sequence[Bounded]) -> str:
+    """The support table: a row per release of transformers."""
     environment = ", ".join(f"{name} {version}" for name, version in support["environment"].items())
     lines = [
         NOTE,
@@ -55,7 +59,12 @@ def render(support: Mapping[str, Any], adapters: Sequence[Bounded]) -> str:
     for release, entry in support["releases"].items():
         count = sum(applies(adapter, release) for adapter in adapters)
         lines.append(f"| {release} | {share(entry.get('import'))} | {share(entry.get('stock'))} | {count} |")
-    lines += ["", "| adapter | applies to | what it does | upstream |", "| --- | --- | --- | --- |"]
+    return "\n".join(lines)
+
+
+def listing(adapters: Sequence[Bounded]) -> str:
+    """The table of adapters, in the order in which they are applied."""
+    lines = [NOTE, "", "| adapter | applies to | what it does | upstream |", "| --- | --- | --- | --- |"]
     for adapter in adapters:
         lines.append(f"| {adapter.name} | `{adapter.requires}` | {cell(adapter.summary)} | {cell(adapter.upstream)} |")
     return "\n".join(lines)
@@ -65,19 +74,21 @@ def cell(text: str) -> str:
     return " ".join(text.split()).replace("|", r"\|")
 
 
-def section(readme: str) -> str:
-    """What the README has between the markers.
+def section(page: str, name: str) -> str:
+    """What a page has between the markers of a table.
 
     Raises:
         ValueError: it does not have each marker once, in order.
     """
-    if readme.count(BEGIN) != 1 or readme.count(END) != 1 or readme.index(BEGIN) > readme.index(END):
-        raise ValueError(f"the README needs one {BEGIN} and one {END} after it")
-    return readme.partition(BEGIN)[2].partition(END)[0].strip("\n")
+    begin, end = markers(name)
+    if page.count(begin) != 1 or page.count(end) != 1 or page.index(begin) > page.index(end):
+        raise ValueError(f"the page needs one {begin} and one {end} after it")
+    return page.partition(begin)[2].partition(end)[0].strip("\n")
 
 
-def splice(readme: str, table: str) -> str:
-    """The README with another table between its markers."""
-    section(readme)
-    head, _, rest = readme.partition(BEGIN)
-    return f"{head}{BEGIN}\n{table}\n{END}{rest.partition(END)[2]}"
+def splice(page: str, name: str, table: str) -> str:
+    """The page with another table between its markers."""
+    section(page, name)
+    begin, end = markers(name)
+    head, _, rest = page.partition(begin)
+    return f"{head}{begin}\n{table}\n{end}{rest.partition(end)[2]}"

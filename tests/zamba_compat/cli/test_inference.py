@@ -1,14 +1,11 @@
-"""generate, chat and evaluate as commands; and every line of the README's section."""
+"""generate, chat and evaluate as commands."""
 
 from __future__ import annotations
 
 import io
 import json
-import os
 import re
-import shlex
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -93,26 +90,3 @@ def test_a_batch_is_not_gone_on_with_by_another_model_of_the_same_name(
     assert "model_files changed since" in capsys.readouterr().err
     assert answers.read_bytes() == before
     assert main([*words, "--overwrite"]) == 0
-
-
-@pytest.mark.slow
-def test_the_lines_of_the_readme(tmp_path: Path) -> None:
-    """As written, from the root of a checkout, but for the output's place."""
-    section = (ROOT / "README.md").read_text(encoding="utf-8").split("## Run\n")[1].split("\n## ")[0]
-    lines = [line.strip() for line in re.findall(r"^    (zamba-compat .*)$", section, re.MULTILINE)]
-    assert {line.split()[1] for line in lines} == {"generate", "chat", "batch", "evaluate", "run"}
-    (tmp_path / "prompts.jsonl").write_text('{"prompt": "import "}\n')
-    shutil.copytree(TINY, tmp_path / "instruct")
-    (tmp_path / "instruct" / "chat_template.jinja").write_text("{{ bos_token }}{{ messages[-1].content }}")
-    names = {"CHECKPOINT": str(TINY), "INSTRUCT": str(tmp_path / "instruct"), "OTHER": str(TINY.parent / "tuned")}
-    names |= {"TEXT": str(TINY.parent / "text_base.txt"), "prompts.jsonl": str(tmp_path / "prompts.jsonl")}
-    names |= {"answers.jsonl": str(tmp_path / "answers.jsonl")}
-    for line in lines:
-        words = [names.get(word, word) for word in shlex.split(line, comments=True)][1:]
-        if words[0] in ("generate", "chat", "batch", "evaluate"):
-            words += ["--max-new-tokens", "2"]
-        done = subprocess.run(
-            [sys.executable, "-m", "zamba_compat", *words],
-            input="hello\n", capture_output=True, text=True, cwd=ROOT, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
-        )  # fmt: skip
-        assert done.returncode == 0, f"{line}\n{done.stderr[-2000:]}"

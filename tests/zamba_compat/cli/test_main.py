@@ -15,7 +15,7 @@ from zamba_compat.cli import main as module
 from zamba_compat.cli.main import COMMANDS, main
 
 TINY = str(Path(__file__).parents[2] / "fixtures" / "tiny" / "base")
-README = (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[3] / "docs" / "command-line.md").read_text(encoding="utf-8")
 
 
 def failing(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
@@ -112,7 +112,7 @@ def test_near_commands_are_suggested(word: str, hint: str, capsys: pytest.Captur
 def test_exit_statuses_are_documented() -> None:
     for status in (0, 1, 2, 3, 4, module.EXIT_INTERRUPTED, 143, 129, module.EXIT_PIPE):
         assert str(status) in module.EPILOG
-        assert f"| {status} |" in README
+        assert f"| {status} |" in PAGE
     shown = " ".join(module.parser().format_help().split())
     assert "4 a fault in this package" in shown
 
