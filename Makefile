@@ -25,7 +25,7 @@ help: ## show this
 
 setup: $(READY) ## make the environment in .venv, from constraints.txt
 
-$(READY): constraints.txt pyproject.toml setup.py $(wildcard zamba_compat/native/*.[ch])
+$(READY): constraints.txt pyproject.toml setup.py $(wildcard zamba_compat/cpu/native/*.[ch])
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("make needs Python 3.11 or newer: make PYTHON=...")'
 	@echo "setting up $(VENV), once (minutes) ..."
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)

@@ -29,11 +29,11 @@ class AnyPython(bdist_wheel):
 setup(
     ext_modules=[
         Extension(
-            "zamba_compat.native._kernels",
-            [f"zamba_compat/native/{name}.c" for name in SOURCES],
+            "zamba_compat.cpu.native._kernels",
+            [f"zamba_compat/cpu/native/{name}.c" for name in SOURCES],
             extra_compile_args=["-O3", "-ffp-contract=off", "-fvisibility=hidden"],
             libraries=["m"],
-            depends=[f"zamba_compat/native/{name}.h" for name in HEADERS],
+            depends=[f"zamba_compat/cpu/native/{name}.h" for name in HEADERS],
             optional=True,
         )
     ],

@@ -3,7 +3,8 @@
 Each file is named for a defect of its library and says symptom, cause, upstream report and the release in which it can
 go. `since` and `fixed` are the defect's own bounds. In a release that verified.json has, every adapter within its
 bounds applies; in any other, those whose targets are as they were, and those of the groups in JUDGED, whose results
-zamba_compat.postconditions checks. The order matters only among adapters of one target: a later one wraps the earlier.
+zamba_compat.runtime.postconditions checks. The order matters only among adapters of one target: a later one wraps the
+earlier.
 
 The next release: `make next-release VERSION=X.Y.Z`, see CONTRIBUTING.md.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import os
 
-from zamba_compat.adapters import GUARDING, Adapter
+from zamba_compat._engine.registry import GUARDING, Adapter
 
 from .accelerate import one_place
 from .bitsandbytes import carried_cpu_flag, cpu_packing, cpu_product, state_dtype, storage_cast

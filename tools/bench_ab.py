@@ -26,19 +26,19 @@ import torch
 import zamba_compat  # noqa: F401
 from _bench.contestants import build
 from _bench.speed_report import processor
-from zamba_compat import (
-    blocked,
+from zamba_compat.cpu import (
+    amx,
+    blocking,
+    decode_attention,
     folded,
-    four_bit,
-    growing,
-    mixer_sequence,
-    mixer_token,
-    one_query,
-    one_row,
-    tiled,
-    widened,
+    gemv,
+    kv_cache,
+    mixer_decode,
+    mixer_prefill,
+    nf4,
+    upcast,
 )
-from zamba_compat.published import PUBLISHED
+from zamba_compat.layout.published import PUBLISHED
 
 
 def nothing(*given: Any, **more: Any) -> None:
@@ -52,18 +52,18 @@ def never(*given: Any, **more: Any) -> bool:
 NEVER = 1 << 40  # rows
 # Piece -> what it is switched off by: (owner, name, instead).
 PIECES: dict[str, tuple[tuple[Any, str, Any], ...]] = {
-    "decode_attention": ((one_query, "attention", nothing),),
-    "kv_cache": ((growing, "joined", nothing),),
-    "gemv": ((one_row, "product", nothing),),
-    "mixer_decode_projections": ((mixer_token, "whole", nothing),),
-    "mixer_decode": ((mixer_token, "whole", nothing), (mixer_token, "between", nothing)),
-    "mixer_prefill": ((mixer_sequence, "run", nothing),),
-    "mixer_chunks": ((mixer_sequence, "_chunks", nothing),),
-    "amx": ((tiled, "_takes", never),),
-    "upcast": ((widened, "FEWEST", NEVER),),
+    "decode_attention": ((decode_attention, "attention", nothing),),
+    "kv_cache": ((kv_cache, "joined", nothing),),
+    "gemv": ((gemv, "product", nothing),),
+    "mixer_decode_projections": ((mixer_decode, "whole", nothing),),
+    "mixer_decode": ((mixer_decode, "whole", nothing), (mixer_decode, "between", nothing)),
+    "mixer_prefill": ((mixer_prefill, "run", nothing),),
+    "mixer_chunks": ((mixer_prefill, "_chunks", nothing),),
+    "amx": ((amx, "_takes", never),),
+    "upcast": ((upcast, "FEWEST", NEVER),),
     "head_rows": ((folded, "one_matrix", nothing),),
-    "blocking": ((blocked, "FEWEST", NEVER),),
-    "nf4": ((four_bit, "product", nothing), (four_bit, "matrix_of", nothing)),
+    "blocking": ((blocking, "FEWEST", NEVER),),
+    "nf4": ((nf4, "product", nothing), (nf4, "matrix_of", nothing)),
 }
 
 

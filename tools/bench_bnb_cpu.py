@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 import zamba_compat
-from zamba_compat.published import PUBLISHED
+from zamba_compat.layout.published import PUBLISHED
 
 TOLERANCE = 2e-2
 

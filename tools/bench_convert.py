@@ -18,13 +18,13 @@ import make_checkpoint
 from _bench import in_process
 from _bench.limit import limited
 from _bench.repeated import copy, line, ratio
-from zamba_compat.published import PUBLISHED
+from zamba_compat.layout.published import PUBLISHED
 
 CONVERT = """
 import json, sys
 from _bench import measured
 from _bench.limit import join
-from zamba_compat.convert import Options, convert
+from zamba_compat.operations.convert import Options, convert
 import torch
 if len(sys.argv) > 4:
     torch.set_num_threads(4)

@@ -33,7 +33,7 @@ from _bench.contestants import llama_config
 from _bench.speed_report import draw, report
 from make_checkpoint import shapes
 from zamba_compat.inference.ablations import rank_of
-from zamba_compat.published import PUBLISHED
+from zamba_compat.layout.published import PUBLISHED
 
 RUN = "from _bench.first_token import main; main()"
 USUAL = ("import", "nf4", "llama", "stock")

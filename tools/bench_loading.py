@@ -19,7 +19,7 @@ import torch
 
 import make_checkpoint
 from _bench import in_process
-from zamba_compat.published import PUBLISHED
+from zamba_compat.layout.published import PUBLISHED
 
 IMPORT = "import json, sys, time; t = time.perf_counter(); {}; print(json.dumps(1e3 * (time.perf_counter() - t)))"
 LOAD = """

@@ -30,7 +30,7 @@ import overlays
 from _bench import in_process, methods
 from _bench.limit import limited
 from _bench.repeated import copy, line, ratio
-from zamba_compat.published import PUBLISHED
+from zamba_compat.layout.published import PUBLISHED
 
 STUDY = Path(__file__).parents[1] / "tests" / "fixtures" / "merges" / "study.yml"
 OURS = """
@@ -38,7 +38,7 @@ import json, sys
 from _bench import measured
 from _bench.limit import join
 import torch
-from zamba_compat.merge import merge
+from zamba_compat.operations.merge import merge
 if len(sys.argv) > 3: join(sys.argv[3])
 with measured() as result:
     merge(sys.argv[1], sys.argv[2])

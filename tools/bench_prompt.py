@@ -29,15 +29,16 @@ from _bench import work
 from _bench.contestants import build
 from _bench.speed_report import processor
 from _bench.steps import Step, taken
-from zamba_compat import four_bit, mixer_sequence, packed_4bit, tiled
-from zamba_compat.native import quantized, scan
-from zamba_compat.one_row import has_tiles
-from zamba_compat.published import PUBLISHED
+from zamba_compat.cpu import amx, bnb_packed, mixer_prefill
+from zamba_compat.cpu import nf4 as four_bit
+from zamba_compat.cpu.gemv import has_tiles
+from zamba_compat.cpu.native import quantized, scan
+from zamba_compat.layout.published import PUBLISHED
 
 IN_BFLOAT16 = (
-    Step("a mixer's part in one loop", mixer_sequence, "run", lambda *given, **more: None),
-    Step("products with tiles", tiled, "_takes", lambda *given: False),
-    Step("a mixer in chunks", mixer_sequence, "_chunks", lambda: None),
+    Step("a mixer's part in one loop", mixer_prefill, "run", lambda *given, **more: None),
+    Step("products with tiles", amx, "_takes", lambda *given: False),
+    Step("a mixer in chunks", mixer_prefill, "_chunks", lambda: None),
 )
 IN_NF4 = (
     IN_BFLOAT16[0],
@@ -81,7 +82,7 @@ def products(rows: int, shape: tuple[int, int], rounds: int) -> list[float]:
     weights = [torch.randn(shape).bfloat16() for _ in range(max(2, _BYTES // (2 * shape[0] * shape[1])))]
     x = torch.randn(rows, shape[1]).bfloat16()
     out = x.new_empty(rows, shape[0])
-    ways = (lambda weight: torch.mm(x, weight.T, out=out), lambda weight: tiled.product(x, weight, out=out))
+    ways = (lambda weight: torch.mm(x, weight.T, out=out), lambda weight: amx.product(x, weight, out=out))
     return milliseconds(ways, weights, rounds)
 
 
@@ -93,9 +94,9 @@ def in_4_bits(rows: int, shape: tuple[int, int], rounds: int) -> list[float]:
     from bitsandbytes.functional import has_avx512bf16, quantize_4bit
 
     data, state = quantize_4bit(torch.randn(shape), quant_type="nf4", compress_statistics=True, blocksize=64)
-    packed = packed_4bit.packed_bytes(data.reshape(shape[0], -1))
+    packed = bnb_packed.packed_bytes(data.reshape(shape[0], -1))
     weights = [(data.clone(), packed.clone()) for _ in range(max(2, _BYTES // (8 * packed.numel())))]
-    x, absmax = torch.randn(rows, shape[1]).bfloat16(), packed_4bit.kernel_absmax(state)
+    x, absmax = torch.randn(rows, shape[1]).bfloat16(), bnb_packed.kernel_absmax(state)
 
     def kernel(weight: Any) -> None:
         size = [len(weight[1]), shape[1]]
@@ -116,7 +117,7 @@ def print_products(nf4: bool, about: str, rounds: int) -> None:
     if nf4:
         there, ways = quantized.loops() is not None, IN_4_BITS
     else:
-        there, ways = has_tiles() and tiled.loops() is not None, "PyTorch's product / with tiles"
+        there, ways = has_tiles() and amx.loops() is not None, "PyTorch's product / with tiles"
     if not there:
         print("nothing to compare here")
         return

@@ -18,7 +18,7 @@ import torch
 import make_checkpoint
 from _bench import in_process
 from _bench.footprint import quantized_bytes
-from zamba_compat.published import PUBLISHED
+from zamba_compat.layout.published import PUBLISHED
 
 LOAD = """
 import json, sys

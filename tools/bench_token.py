@@ -25,15 +25,15 @@ from _bench import work
 from _bench.contestants import build
 from _bench.speed_report import processor
 from _bench.steps import Step, taken
-from zamba_compat import growing, mixer_token, one_query, one_row
-from zamba_compat.published import PUBLISHED
+from zamba_compat.cpu import decode_attention, gemv, kv_cache, mixer_decode
+from zamba_compat.layout.published import PUBLISHED
 
 STEPS = (
-    Step("a mixer's token in one loop", mixer_token, "between", lambda *given, **more: None),
-    Step("with its projections", mixer_token, "whole", lambda *given, **more: None),
-    Step("products of one row in one loop", one_row, "gains", lambda *given: False),
-    Step("attention in one loop", one_query, "attention", lambda *given, **more: None),
-    Step("keys and values that grow", growing, "joined", lambda *given, **more: None),
+    Step("a mixer's token in one loop", mixer_decode, "between", lambda *given, **more: None),
+    Step("with its projections", mixer_decode, "whole", lambda *given, **more: None),
+    Step("products of one row in one loop", gemv, "gains", lambda *given: False),
+    Step("attention in one loop", decode_attention, "attention", lambda *given, **more: None),
+    Step("keys and values that grow", kv_cache, "joined", lambda *given, **more: None),
 )
 
 

@@ -34,7 +34,7 @@ EXEMPT_GROUPS = {
     "merging": "tests/patches/mergekit",
 }
 EXEMPT = {
-    "bitsandbytes-too-old-for-a-cpu": "old releases of bitsandbytes: tests/zamba_compat/test_quantized.py",
+    "bitsandbytes-too-old-for-a-cpu": "old releases of bitsandbytes: tests/zamba_compat/runtime/test_bitsandbytes.py",
     "bitsandbytes-carried-cpu-flag": "CPUs without AVX512-BF16: tests/patches/bitsandbytes",
 }
 """What the conformance suite need not or cannot show, and why or where else it is."""

@@ -22,7 +22,7 @@ from torch import Tensor
 
 import make_checkpoint
 import zamba_compat  # noqa: F401
-from zamba_compat.published import PUBLISHED
+from zamba_compat.layout.published import PUBLISHED
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 

@@ -41,7 +41,7 @@ def slerp(t: float, a: Tensor, b: Tensor) -> Tensor:
 
 def expanded(directory: Path) -> dict[str, Tensor]:
     """Every key that `model.state_dict()` has: each block at every layer that uses it."""
-    from zamba_compat.sharing import SharingMap
+    from zamba_compat.layout.sharing import SharingMap
 
     sharing = SharingMap.from_config(directory)
     state = load_file(directory / "model.safetensors")

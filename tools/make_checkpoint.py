@@ -23,7 +23,7 @@ def shapes(config: dict) -> dict[str, tuple[int, ...]]:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     import zamba_compat  # noqa: F401 (some releases cannot build 2.7B and 7B by themselves)
-    from zamba_compat.sharing import SharingMap
+    from zamba_compat.layout.sharing import SharingMap
 
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
@@ -86,7 +86,7 @@ def write(out: Path, config: dict, max_shard_size: int, seed: int, dtype: torch.
 
 def main() -> int:
     from zamba_compat.checkpoint.writer import parse_size
-    from zamba_compat.published import PUBLISHED
+    from zamba_compat.layout.published import PUBLISHED
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shape", choices=PUBLISHED)

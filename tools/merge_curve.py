@@ -25,8 +25,8 @@ from torch import Tensor
 
 import zamba_compat
 from _tiny.perplexity import TEXTS, TINY, on_both_texts
-from zamba_compat.convert import Options, convert
-from zamba_compat.merge import merge
+from zamba_compat.operations.convert import Options, convert
+from zamba_compat.operations.merge import merge
 
 LAYOUTS = (("hub", "hub"), ("expanded", "hub"), ("expanded", "expanded"))
 State = Mapping[str, Tensor]

@@ -99,7 +99,7 @@ def files(models: Path) -> dict[str, dict[str, tuple[float, int]]]:
     from transformers import AutoModelForCausalLM
 
     from _tiny import corpus
-    from zamba_compat.convert import Options, convert
+    from zamba_compat.operations.convert import Options, convert
 
     found: dict[str, dict[str, tuple[float, int]]] = {}
     for name, text in (("base", corpus.source_code()), ("tuned", corpus.prose())):

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from _tiny.perplexity import TEXTS, TINY, on_both_texts
 from zamba_compat import SharingMap
-from zamba_compat.convert import Options, convert
+from zamba_compat.operations.convert import Options, convert
 
 
 def merge(out: Path) -> None:

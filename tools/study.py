@@ -27,7 +27,7 @@ import overlays
 import zamba_compat
 from _tiny.perplexity import perplexity
 from bench_merge import STUDY, configuration
-from zamba_compat.merge import merge
+from zamba_compat.operations.merge import merge
 
 PARENTS = Path(__file__).resolve().parents[1] / "tests" / "fixtures" / "tiny"
 PROMPT = "def read_lines(path):\n"

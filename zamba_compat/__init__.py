@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .adapters import AdapterStatus, Registry
+from ._engine.registry import AdapterStatus, Registry
 from .errors import ZambaCompatError
 from .settings import configure, disabled, on_change, settings
 
 if TYPE_CHECKING:
-    from .modules import separate_modules, share_modules
-    from .sharing import SharingMap
+    from .layout.sharing import SharingMap
+    from .runtime.modules import separate_modules, share_modules
 
 __version__ = "0.1.0"
 __all__ = [
@@ -84,11 +84,11 @@ def uninstall() -> None:
 
 def __getattr__(name: str) -> Any:
     if name == "SharingMap":  # with json and its own patterns it would be a third of this import
-        from .sharing import SharingMap
+        from .layout.sharing import SharingMap
 
         return SharingMap
     if name in ("separate_modules", "share_modules"):
-        from . import modules
+        from .runtime import modules
 
         return getattr(modules, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from zamba_compat.adapters import Adapter, Patch
+from zamba_compat._engine.registry import Adapter, Patch
 
 
 def load_checkpoint_in_model(original: Any) -> Any:
@@ -23,7 +23,7 @@ def load_checkpoint_in_model(original: Any) -> Any:
 
     @functools.wraps(original)
     def load_checkpoint_in_model(*args: Any, **kwargs: Any) -> Any:
-        from zamba_compat.accelerated import load_in_model
+        from zamba_compat.runtime.accelerated import load_in_model
 
         return load_in_model(original, **signature.bind(*args, **kwargs).arguments)
 
@@ -37,7 +37,7 @@ def dispatch_model(original: Any) -> Any:
 
     @functools.wraps(original)
     def dispatch_model(*args: Any, **kwargs: Any) -> Any:
-        from zamba_compat.placement import dispatch
+        from zamba_compat.runtime.device_map import dispatch
 
         return dispatch(original, **signature.bind(*args, **kwargs).arguments)
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from zamba_compat.adapters import Adapter
+from zamba_compat._engine.registry import Adapter
 
 
 def convert(original: Any) -> Any:

@@ -14,7 +14,7 @@ Goes:     when a forward no longer rewrites the quant state.
 
 The weight is packed here, too, once for all modules that hold it, but the quant state keeps what quantization produced;
 what the kernel needs besides is added to it. A tensor's own shape tells in which layout it is, never a flag, so a plain
-tensor and a packed one may share a quant state. The nibbles are only permuted, see `zamba_compat.packed_4bit`: the way
+tensor and a packed one may share a quant state. The nibbles are only permuted (zamba_compat.cpu.bnb_packed): the way
 back is exact, and the kernel gives the bits that it gives without this adapter. Nothing is packed that is given float32
 to compute in float32, nor in a Zamba, whose products are loops in C (cpu_product.py). This adapter is to be listed
 after others of the same targets, so that those meet plain weights only.
@@ -26,8 +26,8 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-from zamba_compat.adapters import Adapter, Patch
-from zamba_compat.packed_4bit import is_packed, kernel_absmax, packed_bytes, plain_bytes
+from zamba_compat._engine.registry import Adapter, Patch
+from zamba_compat.cpu.bnb_packed import is_packed, kernel_absmax, packed_bytes, plain_bytes
 
 MODULES = "bitsandbytes.nn.modules"
 
@@ -129,7 +129,7 @@ def _is_token(x: Any) -> bool:
     """
     import torch
 
-    from zamba_compat.four_bit import is_running
+    from zamba_compat.cpu.nf4 import is_running
 
     alone = type(x) is torch.Tensor and x.numel() == x.shape[-1] and is_running()
     return alone and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
@@ -139,7 +139,7 @@ def _stays_plain(module: Any, x: Any) -> bool:
     """Whether the kernel is not to be used: it would round float32, or there are loops in C for this model."""
     import torch
 
-    from zamba_compat.four_bit import is_running, takes
+    from zamba_compat.cpu.nf4 import is_running, takes
 
     asked = module.compute_dtype if module.compute_type_is_set else None
     exact = x.dtype == torch.float32 and asked in (None, torch.float32)

@@ -10,7 +10,7 @@ Cause:    bitsandbytes has one kernel for products with 4-bit weights on a CPU, 
 Upstream: none known.
 Goes:     when bitsandbytes has kernels for AVX2 and AVX-512 that are as fast.
 
-`zamba_compat.four_bit` says what is computed, and where it stays bitsandbytes' own: with gradients, odd shapes, where
+`zamba_compat.cpu.nf4` says what is computed, and where it stays bitsandbytes' own: with gradients, odd shapes, where
 the loops in C could not be compiled. Other models' products stay bitsandbytes' own, bit for bit, but for those in
 float32 that its kernel would round to bfloat16 (see cpu_packing.py).
 """
@@ -19,14 +19,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from zamba_compat.adapters import Adapter, Patch
+from zamba_compat._engine.registry import Adapter, Patch
 
 
 def matmul_4bit(original: Any) -> Any:
     import torch
     from bitsandbytes.functional import has_avx512bf16
 
-    from zamba_compat.four_bit import is_running, product
+    from zamba_compat.cpu.nf4 import is_running, product
 
     rounds = has_avx512bf16()
 
@@ -41,7 +41,7 @@ def matmul_4bit(original: Any) -> Any:
 
 
 def not_needed() -> str | None:
-    from zamba_compat.native.quantized import loops
+    from zamba_compat.cpu.native.quantized import loops
 
     return None if loops() is not None else "there are no loops in C for this CPU, or they could not be compiled"
 

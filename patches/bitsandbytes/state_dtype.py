@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from zamba_compat.adapters import Adapter, Patch
+from zamba_compat._engine.registry import Adapter, Patch
 
 
 def matmul_4bit(original: Any) -> Any:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from zamba_compat.adapters import Adapter, Patch
+from zamba_compat._engine.registry import Adapter, Patch
 
 
 def _stored_as_float(weight: Any) -> bool:

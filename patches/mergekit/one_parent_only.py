@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from zamba_compat.adapters import Adapter, Patch
+from zamba_compat._engine.registry import Adapter, Patch
 from zamba_compat.errors import CheckpointError
 
 

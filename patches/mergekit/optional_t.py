@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from zamba_compat.adapters import Adapter, Patch
+from zamba_compat._engine.registry import Adapter, Patch
 
 
 def keep_base(original: Any) -> Any:

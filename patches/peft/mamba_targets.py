@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from zamba_compat.adapters import Adapter
+from zamba_compat._engine.registry import Adapter
 from zamba_compat.errors import ConfigError
 
 READ_DIRECTLY = {"zamba2": ("out_proj", "conv1d"), "zamba": ("conv1d",)}

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from zamba_compat.adapters import Adapter, Patch
+from zamba_compat._engine.registry import Adapter, Patch
 
 
 def _keep_apart(model: Any) -> None:
@@ -21,7 +21,7 @@ def _keep_apart(model: Any) -> None:
         return
     import logging
 
-    from zamba_compat.modules import keep_apart
+    from zamba_compat.runtime.modules import keep_apart
 
     if keep_apart(model):
         logging.getLogger("zamba_compat").warning(

@@ -12,14 +12,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from zamba_compat.adapters import Adapter
+from zamba_compat._engine.registry import Adapter
 
 
 def get_layers(original: Any) -> Any:
     from torch import nn
     from transformers.models.zamba2 import modeling_zamba2 as zamba2
 
-    from zamba_compat.sharing import SharingMap
+    from zamba_compat.layout.sharing import SharingMap
 
     def get_layers(self: Any, *_shared_modules: Any) -> Any:
         # 5.0.0 hands in one module object per block; a module of its own per layer, tied by name, is what every

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from zamba_compat.adapters import Adapter, Patch
+from zamba_compat._engine.registry import Adapter, Patch
 
 MODULE = "transformers.models.zamba2.modeling_zamba2"
 
 
 def mlp_forward(original: Any) -> Any:
-    from zamba_compat.blocked import is_long, mlp_forward
+    from zamba_compat.cpu.blocking import is_long, mlp_forward
 
     def forward(self: Any, hidden_state: Any, layer_idx: Any = None) -> Any:
         result = mlp_forward(self, hidden_state, layer_idx) if is_long(hidden_state) else None
@@ -28,7 +28,7 @@ def mlp_forward(original: Any) -> Any:
 
 
 def norm_forward(original: Any) -> Any:
-    from zamba_compat.blocked import is_long, is_plain_norm, rms_norm
+    from zamba_compat.cpu.blocking import is_long, is_plain_norm, rms_norm
 
     def forward(self: Any, hidden_states: Any) -> Any:
         if is_long(hidden_states) and is_plain_norm(self, hidden_states):

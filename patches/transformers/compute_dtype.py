@@ -17,7 +17,7 @@ import functools
 import weakref
 from typing import Any
 
-from zamba_compat.adapters import Adapter, Patch
+from zamba_compat._engine.registry import Adapter, Patch
 
 OURS = ("zamba2", "zamba")
 ELSEWHERE = ("cpu", "disk", "meta")  # places without tensor cores

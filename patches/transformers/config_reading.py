@@ -14,11 +14,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from zamba_compat.adapters import Adapter
+from zamba_compat._engine.registry import Adapter
 
 
 def _layer_types(kwargs: dict[str, Any], *, newer: bool = False) -> None:
-    from zamba_compat.dialects import NEWER_TYPES, OLDER_TYPES
+    from zamba_compat.layout.config import NEWER_TYPES, OLDER_TYPES
 
     words = NEWER_TYPES if newer else OLDER_TYPES
     types = kwargs.pop("layer_types", None) or kwargs.get("layers_block_type")

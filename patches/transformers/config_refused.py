@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from zamba_compat.adapters import Adapter
+from zamba_compat._engine.registry import Adapter
 
 
 def init(original: Any) -> Any:
-    from zamba_compat.dialects import normalise_config
     from zamba_compat.errors import ConfigError
+    from zamba_compat.layout.config import normalise_config
 
     def __init__(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
         try:

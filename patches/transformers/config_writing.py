@@ -11,14 +11,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from zamba_compat.adapters import Adapter
+from zamba_compat._engine.registry import Adapter
 
 
 def to_json_string(original: Any) -> Any:
     def to_json_string(self: Any, use_diff: bool = True) -> str:
         import json
 
-        from zamba_compat.dialects import OLDER_TYPES
+        from zamba_compat.layout.config import OLDER_TYPES
 
         config = json.loads(original(self, use_diff=use_diff))
         types = config.pop("layer_types", None) or config.get("layers_block_type")

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from zamba_compat.adapters import Adapter
+from zamba_compat._engine.registry import Adapter
 
 
 def validate(original: Any) -> Any:
@@ -31,7 +31,7 @@ def refuse(original: Any) -> Any:
         import torch
 
         if raise_exception and not torch.cuda.is_available():
-            from zamba_compat.quantized import refuse_on_cpu
+            from zamba_compat.runtime.bitsandbytes import refuse_on_cpu
 
             refuse_on_cpu()
         return original(raise_exception)

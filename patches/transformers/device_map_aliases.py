@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from zamba_compat.adapters import Adapter, Patch
+from zamba_compat._engine.registry import Adapter, Patch
 
 
 def load(original: Any) -> Any:
@@ -25,7 +25,7 @@ def load(original: Any) -> Any:
 
     @functools.wraps(original)
     def _load_pretrained_model(*args: Any, **kwargs: Any) -> Any:
-        from zamba_compat.loading import LoaderCall
+        from zamba_compat.runtime.hub_layout import LoaderCall
 
         bound = signature.bind(*args, **kwargs)
         call = LoaderCall.of(bound.arguments)
@@ -34,8 +34,8 @@ def load(original: Any) -> Any:
             return original(*args, **kwargs)
         from dataclasses import replace
 
-        from zamba_compat.offloaded import Source
-        from zamba_compat.placement import prepare
+        from zamba_compat.runtime.device_map import prepare
+        from zamba_compat.runtime.offload import Source
 
         source = Source(call.given.get("state_dict"), call.files, call.names_are_mapped)
         quantized = call.quantizer is not None
@@ -56,7 +56,7 @@ def dispatch_model(original: Any) -> Any:
 
     @functools.wraps(original)
     def dispatch_model(*args: Any, **kwargs: Any) -> Any:
-        from zamba_compat.placement import dispatch
+        from zamba_compat.runtime.device_map import dispatch
 
         return dispatch(original, **signature.bind(*args, **kwargs).arguments)
 
@@ -70,7 +70,7 @@ def from_pretrained(original: Any) -> Any:
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         from transformers.integrations import accelerate
 
-        from zamba_compat.placement import is_waiting
+        from zamba_compat.runtime.device_map import is_waiting
 
         if is_waiting(model):  # 5.0 to 5.12 attach no hooks where "disk" is the only place
             accelerate.dispatch_model(

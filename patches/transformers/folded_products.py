@@ -4,19 +4,19 @@ Symptom:  with frozen weights, as PEFT's are, the first token of a bfloat16 prom
           much for each further prompt of a batch.
 Cause:    `logits_to_keep` slices hidden states whose strides PyTorch takes for no matrix: it copies the head's weight.
 Upstream: https://github.com/pytorch/pytorch/issues/186148
-Goes:     when F.linear of `hidden_states[:, -1:]` calls no aten::bmm; see `zamba_compat.folded`.
+Goes:     when F.linear of `hidden_states[:, -1:]` calls no aten::bmm; see `zamba_compat.cpu.folded`.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from zamba_compat.adapters import CACHE, Adapter
+from zamba_compat._engine.registry import CACHE, Adapter
 
 
 def forward(original: Any) -> Any:
-    from zamba_compat.folded import gains, within
-    from zamba_compat.linears import forward_within
+    from zamba_compat.cpu.folded import gains, within
+    from zamba_compat.cpu.function_mode import forward_within
 
     def context(model: Any, shape: Any) -> Any:
         return within() if gains(shape, model.model.embed_tokens.weight.device.type) else None

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from zamba_compat.adapters import Adapter
+from zamba_compat._engine.registry import Adapter
 
 
 def forward(original: Any) -> Any:
-    from zamba_compat.four_bit import running
+    from zamba_compat.cpu.nf4 import running
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         with running():

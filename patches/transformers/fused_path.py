@@ -10,7 +10,7 @@ Cause:    the kernel of a whole mixer is handed out_proj.weight, whatever module
 Upstream: none known.
 Goes:     when a release leaves that kernel for quantized and adapted layers, and masks what it hands the others.
 
-The kernels stay as they are: zamba_compat/mamba2_fused.py decides which are called, with what. A CPU has paths of its
+The kernels stay as they are: zamba_compat/mamba2/fused.py decides which are called, with what. A CPU has paths of its
 own and comes here for samples packed into one row alone.
 """
 
@@ -19,8 +19,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from zamba_compat.adapters import Adapter
-from zamba_compat.mixer_states import (
+from zamba_compat._engine.registry import Adapter
+from zamba_compat.mamba2.cache_states import (
     Read,
     Write,
     never_records,
@@ -43,7 +43,7 @@ def globals_of_module(mixer: Any) -> Any:
 
     import torch
 
-    from zamba_compat.mamba2_fused import Kernels
+    from zamba_compat.mamba2.fused import Kernels
 
     names = sys.modules[type(mixer).__module__].__dict__
     if not names["is_fast_path_available"] or torch.compiler.is_compiling():  # as the release does itself
@@ -62,7 +62,7 @@ def functions_of_module(mixer: Any) -> Any:
     """The kernels behind functions that fall back on PyTorch, each for itself: all of them, or None."""
     import sys
 
-    from zamba_compat.mamba2_fused import Kernels
+    from zamba_compat.mamba2.fused import Kernels
 
     names = sys.modules[type(mixer).__module__].__dict__
     kernels = Kernels(
@@ -99,19 +99,19 @@ def forward(
 ) -> Callable[[Any], Any]:
     def make(original: Any) -> Any:
         def forward(self: Any, hidden_states: Any, *args: Any, **kwargs: Any) -> Any:
-            from zamba_compat import mamba2_fused
-            from zamba_compat.mixer_states import mixed
-            from zamba_compat.token_layout import numbers_documents
+            from zamba_compat.mamba2 import fused
+            from zamba_compat.mamba2.cache_states import mixed
+            from zamba_compat.mamba2.token_layout import numbers_documents
 
             given = dict(zip(("cache", "attention_mask"), args, strict=False)) | kwargs
             cache, mask = given.get("cache", given.get("cache_params")), given.get("attention_mask")
-            accelerated = mamba2_fused.on_accelerator(hidden_states)
+            accelerated = fused.on_accelerator(hidden_states)
             if not (accelerated or numbers_documents(mask)) or leave(cache, self.layer_idx):
                 return original(self, hidden_states, *args, **kwargs)
 
             def run(*args: Any, **kwargs: Any) -> Any:
                 kernels = find(self) if accelerated else None
-                return mamba2_fused.mixer_forward(*args, **kwargs, kernels=kernels, remember=cache is not None)
+                return fused.mixer_forward(*args, **kwargs, kernels=kernels, remember=cache is not None)
 
             return mixed(self, hidden_states, cache, mask, read, write, run)
 

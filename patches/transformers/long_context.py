@@ -3,7 +3,7 @@
 Symptom:  4.x: each save and load multiplies rope_theta again (85,550 -> 731,886). 5.x: rope_theta is never rescaled,
           logits off by several percent. Both silent.
 Cause:    4.x rescales in Zamba2Config.__init__ and saves the product; 5.x dropped the rescaling with rope_parameters.
-Source:   zamba_compat/rotary.py.
+Source:   zamba_compat/layout/rotary.py.
 Upstream: none known.
 Goes:     when upstream rescales in the rotary embedding.
 """
@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from zamba_compat.adapters import Adapter
-from zamba_compat.rotary import PUBLISHED_BASE, rescaled_theta
+from zamba_compat._engine.registry import Adapter
+from zamba_compat.layout.rotary import PUBLISHED_BASE, rescaled_theta
 
 
 def config_init(original: Any) -> Any:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from zamba_compat.adapters import Adapter
+from zamba_compat._engine.registry import Adapter
 
 
 def save(original: Any) -> Any:
@@ -28,7 +28,7 @@ def save(original: Any) -> Any:
         call = signature.bind(self, *args, **kwargs)
         given = call.arguments
         if given.get("state_dict") is None and hasattr(self, "hf_device_map"):
-            from zamba_compat.offloaded import state_to_save
+            from zamba_compat.runtime.offload import state_to_save
 
             given["state_dict"] = state_to_save(self, given["save_directory"])
             if "save_original_format" in signature.parameters:  # there is no conversion to revert

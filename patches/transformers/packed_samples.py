@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from zamba_compat.adapters import Adapter, Patch
+from zamba_compat._engine.registry import Adapter, Patch
 
 MODULE = "transformers.models.zamba2.modeling_zamba2"
 _NAMES = ("input_ids", "attention_mask", "position_ids", "past_key_values", "inputs_embeds", "use_cache")
@@ -35,7 +35,7 @@ def forward(original: Any) -> Any:
         embedded = given.get("inputs_embeds") if tokens is None else tokens
         if embedded is None or embedded.shape[1] == 1:
             return original(self, *args, **kwargs)
-        from zamba_compat.packed import arranged
+        from zamba_compat.mamba2.packed_samples import arranged
 
         past = next((given.pop(name) for name in ("past_key_values", "cache") if given.get(name) is not None), None)
         found = arranged(embedded.shape[:2], given, past)
@@ -53,7 +53,7 @@ def causal_mask(original: Any) -> Any:
         numbers = _numbers(attention_mask)
         if numbers is None:
             return original(self, attention_mask, input_tensor, *args, **kwargs)
-        from zamba_compat.packed import mask_for
+        from zamba_compat.mamba2.packed_samples import mask_for
 
         return mask_for(self.config._attn_implementation, numbers, input_tensor.dtype, reads_positions=False)
 
@@ -65,7 +65,7 @@ def created_mask(original: Any) -> Any:
         numbers = _numbers(kwargs.get("attention_mask"))
         if numbers is None:
             return original(*args, **kwargs)
-        from zamba_compat.packed import mask_for
+        from zamba_compat.mamba2.packed_samples import mask_for
 
         embedded = kwargs["inputs_embeds"] if "inputs_embeds" in kwargs else kwargs["input_embeds"]
         return mask_for(kwargs["config"]._attn_implementation, numbers, embedded.dtype)
@@ -77,7 +77,7 @@ def _numbers(attention_mask: Any) -> Any:
     """A mask that tells samples apart, or None."""
     if attention_mask is None or not hasattr(attention_mask, "dim") or attention_mask.dim() != 2:
         return None
-    from zamba_compat.token_layout import numbers_documents
+    from zamba_compat.mamba2.token_layout import numbers_documents
 
     return attention_mask if numbers_documents(attention_mask) else None
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from zamba_compat.adapters import Adapter
+from zamba_compat._engine.registry import Adapter
 
 
 def create(original: Any) -> Any:
@@ -31,7 +31,7 @@ def infer(original: Any) -> Any:
         model: Any, param_name: str, empty_param: Any, keep: Any = None, hf_quantizer: Any = None
     ) -> Any:
         if getattr(hf_quantizer, "pre_quantized", False) and param_name.endswith(".weight"):
-            from zamba_compat.quantized import is_quantized
+            from zamba_compat.runtime.bitsandbytes import is_quantized
 
             if is_quantized(model.get_submodule(param_name.removesuffix(".weight"))):
                 return True, None

@@ -17,8 +17,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from zamba_compat.adapters import CACHE, Adapter, Role
-from zamba_compat.mixer_states import (
+from zamba_compat._engine.registry import CACHE, Adapter, Role
+from zamba_compat.mamba2.cache_states import (
     Read,
     Write,
     mixed,

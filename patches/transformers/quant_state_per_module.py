@@ -13,13 +13,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from zamba_compat.adapters import Adapter
+from zamba_compat._engine.registry import Adapter
 
 
 def after_loading(original: Any) -> Any:
     def _process_model_after_weight_loading(self: Any, model: Any, **kwargs: Any) -> Any:
         if model.config.model_type in ("zamba2", "zamba"):
-            from zamba_compat.quantized import share_states
+            from zamba_compat.runtime.bitsandbytes import share_states
 
             share_states(model)
         return original(self, model, **kwargs)

@@ -15,7 +15,7 @@ import functools
 from contextvars import ContextVar
 from typing import Any
 
-from zamba_compat.adapters import Adapter, Patch
+from zamba_compat._engine.registry import Adapter, Patch
 
 OURS = ("zamba2", "zamba")
 

@@ -14,7 +14,7 @@ import functools
 from contextlib import ExitStack
 from typing import Any
 
-from zamba_compat.adapters import Adapter
+from zamba_compat._engine.registry import Adapter
 
 
 def load(original: Any) -> Any:
@@ -24,7 +24,7 @@ def load(original: Any) -> Any:
 
     @functools.wraps(original)
     def _load_pretrained_model(*args: Any, **kwargs: Any) -> Any:
-        from zamba_compat.loading import LoaderCall, hub_layout
+        from zamba_compat.runtime.hub_layout import LoaderCall, hub_layout
 
         call = signature.bind(*args, **kwargs)
         given = call.arguments

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from zamba_compat.adapters import Adapter
+from zamba_compat._engine.registry import Adapter
 from zamba_compat.errors import UnsupportedReleaseError
 
 REMEDY = "Install transformers>=4.49."

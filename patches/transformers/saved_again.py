@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from zamba_compat.adapters import Adapter
+from zamba_compat._engine.registry import Adapter
 
 
 def save(original: Any) -> Any:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from zamba_compat.adapters import Adapter
+from zamba_compat._engine.registry import Adapter
 
 
 def save(original: Any) -> Any:
@@ -25,8 +25,8 @@ def save(original: Any) -> Any:
 
     @functools.wraps(original)
     def save_pretrained(self: Any, *args: Any, **kwargs: Any) -> Any:
-        from zamba_compat.quantized import once
-        from zamba_compat.sharing import SharingMap
+        from zamba_compat.layout.sharing import SharingMap
+        from zamba_compat.runtime.bitsandbytes import once
 
         sharing = SharingMap.from_config(self.config)
 

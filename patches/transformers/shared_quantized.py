@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from zamba_compat.adapters import Adapter, Patch
+from zamba_compat._engine.registry import Adapter, Patch
 
 OURS = ("zamba2", "zamba")
 
@@ -22,11 +22,11 @@ OURS = ("zamba2", "zamba")
 def preprocess_model(original: Any) -> Any:
     @functools.wraps(original)
     def preprocess_model(self: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
-        from zamba_compat.quantizers import after_replacing, before_loading, is_bitsandbytes
+        from zamba_compat.runtime.quantizers import after_replacing, before_loading, is_bitsandbytes
 
         if model.config.model_type not in OURS or is_bitsandbytes(self):
             return original(self, model, *args, **kwargs)
-        from zamba_compat.loading import names_in
+        from zamba_compat.runtime.hub_layout import names_in
 
         files = [file for file in kwargs.get("checkpoint_files") or () if str(file).endswith(".safetensors")]
         before_loading(self, model, [name for file in files for name in names_in(file)])
@@ -43,7 +43,7 @@ def get_modules_to_not_convert(original: Any) -> Any:
         found = original(model, skip_modules, *args, **kwargs)
         if model.config.model_type not in OURS:
             return found
-        from zamba_compat.quantizers import modules_to_skip
+        from zamba_compat.runtime.quantizers import modules_to_skip
 
         return modules_to_skip(model, found, skip_modules)
 
@@ -60,7 +60,7 @@ def load(original: Any) -> Any:
         model = signature.bind(*args, **kwargs).arguments["model"]
         result = original(*args, **kwargs)
         if getattr(model, "is_quantized", False):
-            from zamba_compat.quantizers import without_aliases
+            from zamba_compat.runtime.quantizers import without_aliases
 
             info = result[0] if isinstance(result, tuple) else result
             info.missing_keys = without_aliases(info.missing_keys, model)

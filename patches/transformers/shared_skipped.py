@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from zamba_compat.adapters import Adapter
+from zamba_compat._engine.registry import Adapter
 
 
 def before_loading(original: Any) -> Any:
     def _process_model_before_weight_loading(self: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
         if model.config.model_type in ("zamba2", "zamba"):
-            from zamba_compat.quantized import with_skip_list
+            from zamba_compat.runtime.bitsandbytes import with_skip_list
 
             self.quantization_config = with_skip_list(self.quantization_config, model, skipped_by_default(model))
         return original(self, model, *args, **kwargs)

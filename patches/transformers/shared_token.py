@@ -5,18 +5,18 @@ Symptom:  on a CPU a token takes longer the longer the text is: of 1.2B after 4,
 Cause:    PyTorch's attention for a CPU is made for many queries. Every cache of transformers
           (Zamba2HybridDynamicCache.update, DynamicLayer.update) joins what it holds with the new token's by torch.cat.
 Upstream: none known; StaticCache has its room from the start, but no linear attention layers take it.
-Goes:     never by itself; it only saves time. `zamba_compat.shared_token` says how.
+Goes:     never by itself; it only saves time. `zamba_compat.cpu.shared_block` says how.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from zamba_compat.adapters import CACHE, Adapter
+from zamba_compat._engine.registry import CACHE, Adapter
 
 
 def forward(original: Any) -> Any:
-    from zamba_compat.shared_token import within
+    from zamba_compat.cpu.shared_block import within
 
     def forward(
         self: Any, hidden_states: Any, original_hidden_states: Any, layer_idx: Any, *args: Any, **kwargs: Any

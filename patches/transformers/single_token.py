@@ -3,19 +3,19 @@
 Symptom:  a bfloat16 model on a CPU takes twice as long per token as reading its weights does.
 Cause:    PyTorch takes oneDNN's product of matrices for a single row.
 Upstream: none known.
-Goes:     when PyTorch's product of one row reads weights at the memory's speed; see `zamba_compat.one_row`.
+Goes:     when PyTorch's product of one row reads weights at the memory's speed; see `zamba_compat.cpu.gemv`.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from zamba_compat.adapters import CACHE, Adapter
+from zamba_compat._engine.registry import CACHE, Adapter
 
 
 def forward(original: Any) -> Any:
-    from zamba_compat.linears import forward_within
-    from zamba_compat.one_row import gains, is_bfloat16, within
+    from zamba_compat.cpu.function_mode import forward_within
+    from zamba_compat.cpu.gemv import gains, is_bfloat16, within
 
     def context(model: Any, shape: Any) -> Any:
         return within() if gains(model.model.embed_tokens.weight, shape.numel()) and is_bfloat16(model) else None

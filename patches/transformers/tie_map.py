@@ -13,11 +13,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from zamba_compat.adapters import Adapter
+from zamba_compat._engine.registry import Adapter
 
 
 def get_expanded_tied_weights_keys(original: Any) -> Any:
-    from zamba_compat.sharing import SharingMap
+    from zamba_compat.layout.sharing import SharingMap
 
     def get_expanded_tied_weights_keys(self: Any, all_submodels: bool = False) -> dict[str, str]:
         if all_submodels:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from zamba_compat.adapters import Adapter
+from zamba_compat._engine.registry import Adapter
 
 
 def duplicates(config: Any, block: str) -> list[str]:
@@ -21,7 +21,7 @@ def duplicates(config: Any, block: str) -> list[str]:
 
     A model that holds this one puts its name and a dot in front of each pattern: they begin where a name begins.
     """
-    from zamba_compat.sharing import SharingMap
+    from zamba_compat.layout.sharing import SharingMap
 
     return [
         rf"(?<![^.])layers\.{p.layer}\.{block}\."

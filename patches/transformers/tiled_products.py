@@ -3,20 +3,20 @@
 Symptom:  on a CPU with AMX a prompt in bfloat16 takes up to 1.8 times as long as its multiplications have to.
 Cause:    oneDNN rearranges every weight for the tiles at every call, and shares rows out among threads beforehand.
 Upstream: none known.
-Goes:     when PyTorch keeps weights as the tiles read them, or reads them as they are; see `zamba_compat.tiled`.
+Goes:     when PyTorch keeps weights as the tiles read them, or reads them as they are; see `zamba_compat.cpu.amx`.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from zamba_compat.adapters import CACHE, Adapter
+from zamba_compat._engine.registry import CACHE, Adapter
 
 
 def forward(original: Any) -> Any:
-    from zamba_compat.linears import forward_within
-    from zamba_compat.one_row import is_bfloat16
-    from zamba_compat.tiled import gains, within
+    from zamba_compat.cpu.amx import gains, within
+    from zamba_compat.cpu.function_mode import forward_within
+    from zamba_compat.cpu.gemv import is_bfloat16
 
     def context(model: Any, shape: Any) -> Any:
         weight = model.model.embed_tokens.weight

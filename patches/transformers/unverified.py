@@ -11,13 +11,13 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from zamba_compat.adapters import Adapter, Patch
+from zamba_compat._engine.registry import Adapter, Patch
 
 
 def from_pretrained(original: Any) -> Any:
     @functools.wraps(original)
     def from_pretrained(cls: Any, *args: Any, **kwargs: Any) -> Any:
-        from zamba_compat.postconditions import after_loading
+        from zamba_compat.runtime.postconditions import after_loading
 
         return after_loading(original(cls, *args, **kwargs), args, kwargs)
 
@@ -27,7 +27,7 @@ def from_pretrained(original: Any) -> Any:
 def save_pretrained(original: Any) -> Any:
     @functools.wraps(original)
     def save_pretrained(self: Any, *args: Any, **kwargs: Any) -> Any:
-        from zamba_compat.postconditions import after_saving
+        from zamba_compat.runtime.postconditions import after_saving
 
         saved = original(self, *args, **kwargs)
         after_saving(self, args, kwargs)
@@ -38,7 +38,7 @@ def save_pretrained(original: Any) -> Any:
 
 def tested() -> str | None:
     """Why nothing is checked here, None in a release that was not tested."""
-    from zamba_compat.postconditions import is_verified
+    from zamba_compat.runtime.postconditions import is_verified
 
     return "this release was tested" if is_verified() else None
 

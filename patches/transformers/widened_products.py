@@ -4,19 +4,19 @@ Symptom:  on a CPU without AVX512-BF16 (for float16: without AVX512-FP16 or AMX)
           long for a prompt as a float32 one.
 Cause:    PyTorch's 16-bit products there are a plain loop, or oneDNN's emulation.
 Upstream: none known.
-Goes:     when PyTorch's products in 16 bits are as fast as those in 32 there; `zamba_compat.widened` says where not.
+Goes:     when PyTorch's products in 16 bits are as fast as those in 32 there; `zamba_compat.cpu.upcast` says where not.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from zamba_compat.adapters import CACHE, Adapter
+from zamba_compat._engine.registry import CACHE, Adapter
 
 
 def forward(original: Any) -> Any:
-    from zamba_compat.linears import forward_within
-    from zamba_compat.widened import gains, widened
+    from zamba_compat.cpu.function_mode import forward_within
+    from zamba_compat.cpu.upcast import gains, widened
 
     def context(model: Any, shape: Any) -> Any:
         weight = model.model.embed_tokens.weight

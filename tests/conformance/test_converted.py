@@ -36,7 +36,7 @@ LENGTHS = {"4.57.6": 16, "5.23.0": 41}
 @pytest.mark.ours
 @pytest.mark.skipif(version("transformers") not in LENGTHS, reason=f"stock is tried in {', '.join(LENGTHS)}")
 def test_stock_loads_what_is_written(tmp_path: Path) -> None:
-    from zamba_compat.convert import Options, convert
+    from zamba_compat.operations.convert import Options, convert
 
     length, directories = LENGTHS[version("transformers")], []
     for pattern in synthetic.PUBLISHED:

@@ -164,8 +164,8 @@ def test_the_folder_of_an_adapter(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("how", ["module.", "base_model.model.", "half", "compiled layers"])
 def test_commands(how: str, tmp_path: Path) -> None:
-    from zamba_compat.convert import convert
-    from zamba_compat.inspection import inspect
+    from zamba_compat.operations.convert import convert
+    from zamba_compat.operations.inspect import inspect
 
     case = make_case("7B")
     state = renamed(lay_out(case.state, case.config, "expanded"), how)
@@ -177,8 +177,8 @@ def test_commands(how: str, tmp_path: Path) -> None:
 
 
 def test_commands_refuse_by_name(tmp_path: Path) -> None:
-    from zamba_compat.convert import convert
-    from zamba_compat.inspection import inspect
+    from zamba_compat.operations.convert import convert
+    from zamba_compat.operations.inspect import inspect
 
     case = make_case("7B")
     source = synthetic.write_checkpoint(tmp_path / "source", renamed(case.state, "student."), case.config)

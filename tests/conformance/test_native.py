@@ -31,7 +31,7 @@ def decoded(model: Any, ids: Tensor) -> Tensor:
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """How often each loop runs."""
-    from zamba_compat.native import attention, rows, token
+    from zamba_compat.cpu.native import attention, rows, token
 
     if token.loop() is None or attention.loop() is None or rows.loop() is None:
         pytest.skip("no loops in C here")
@@ -90,15 +90,15 @@ def test_keys_and_values_that_grow_in_place(
     pattern: str, monkeypatch: pytest.MonkeyPatch, checkpoint: Checkpoint
 ) -> None:
     """Token by token, several at once, and on from an earlier point of the same cache's past."""
-    from zamba_compat import growing, shared_token
+    from zamba_compat.cpu import kv_cache, shared_block
 
     case = make_case(pattern, length=46)
     model = load(checkpoint(pattern))
     plain = decoded(model, case.ids)
     assert_close(plain, case.logits[:, PROMPT:])
-    seen, joined = [], growing.joined
-    monkeypatch.setattr(shared_token, "FEWEST_GROWING", 0)
-    monkeypatch.setattr(growing, "joined", lambda *args, **kwargs: seen.append(joined(*args, **kwargs)) or seen[-1])
+    seen, joined = [], kv_cache.joined
+    monkeypatch.setattr(shared_block, "FEWEST_GROWING", 0)
+    monkeypatch.setattr(kv_cache, "joined", lambda *args, **kwargs: seen.append(joined(*args, **kwargs)) or seen[-1])
     first = forward(model, case.ids[:, :PROMPT])
     several = continued(model, case.ids[:, PROMPT : PROMPT + 5], first.past_key_values, PROMPT)
     copied = copy.deepcopy(several.past_key_values)

@@ -46,7 +46,7 @@ def test_loading(kind: str, name: str, dtype: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_commands(kind: str, name: str, tmp_path: Path) -> None:
     from zamba_compat.checkpoint.index import open_checkpoint
-    from zamba_compat.inspection import inspect
+    from zamba_compat.operations.inspect import inspect
 
     data, message = KINDS[kind]
     file = write(tmp_path / "model", data, name) / name

@@ -13,7 +13,7 @@ def found(model: Any) -> bool:
     """Whether the mixers of a model run fused kernels."""
     from zamba_compat.patches import ADAPTERS
 
-    from zamba_compat.mamba2_fused import Kernels
+    from zamba_compat.mamba2.fused import Kernels
 
     mixer = model.model.layers[0].mamba
     adapter = next(a for a in ADAPTERS if a.name == "zamba2-fused-path")
@@ -25,18 +25,18 @@ def found(model: Any) -> bool:
 @contextmanager
 def none() -> Iterator[None]:
     """Within it, mixers on a GPU compute with PyTorch's operations."""
-    from zamba_compat import mamba2_fused
+    from zamba_compat.mamba2 import fused
 
-    own = mamba2_fused.mixer_forward
+    own = fused.mixer_forward
 
     def plain(*args: Any, **kwargs: Any) -> Any:
         return own(*args, **{**kwargs, "kernels": None})
 
-    mamba2_fused.mixer_forward = plain
+    fused.mixer_forward = plain
     try:
         yield
     finally:
-        mamba2_fused.mixer_forward = own
+        fused.mixer_forward = own
 
 
 def placed(bytes_before: int) -> tuple[int, int]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cuda import kernels
-from zamba_compat.published import PUBLISHED
+from zamba_compat.layout.published import PUBLISHED
 
 SHAPES = tuple(PUBLISHED)
 

@@ -26,7 +26,7 @@ from zamba_compat.cli.main import COMMANDS, main, parser
 # A command line that is not run here -> why. Each is parsed all the same.
 NOT_RUN = {
     "zamba-compat run -- mergekit-yaml CONFIG OUT": "mergekit is an extra; tests/patches/mergekit runs it",
-    "zamba-compat inspect A B --plot map.png": "matplotlib is an extra; tests/zamba_compat/test_heatmap.py draws",
+    "zamba-compat inspect A B --plot map.png": "matplotlib is an extra; operations/test_heatmap.py draws",
 }
 # Programs of others, which only their extra brings.
 OTHERS = {"eval", "register-python-argcomplete", "hf"}

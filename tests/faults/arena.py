@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from support import synthetic
 from support.raw_files import with_header
 from support.synthetic import Config, State
-from zamba_compat.convert import Options, convert
+from zamba_compat.operations.convert import Options, convert
 
 CONFIG = synthetic.make_config("7B", hidden_size=32, n_mamba_heads=4, vocab_size=16, adapter_rank=2)
 STEM = "model.layers.{}.shared_transformer."

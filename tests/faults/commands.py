@@ -16,7 +16,7 @@ import torch
 
 from faults.arena import Arena, look, read, state
 from zamba_compat.cli.main import main
-from zamba_compat.verify import verify
+from zamba_compat.operations.verify import verify
 
 WRITING = ("convert-checkpoint", "quantize", "merge")
 COMMANDS = (*WRITING, "inspect", "verify", "from_pretrained")

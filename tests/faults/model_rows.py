@@ -10,7 +10,7 @@ import torch
 from faults.arena import ADAPTER, CONFIG, NORM, OWN, STEM, Arena, Q, state
 from support import synthetic
 from support.synthetic import Config, State
-from zamba_compat.convert import Options, convert
+from zamba_compat.operations.convert import Options, convert
 
 Make = Callable[[Arena], Any]
 

@@ -20,9 +20,9 @@ from zamba_compat.checkpoint.location import MANIFEST
 from zamba_compat.checkpoint.shapes import expected_shapes, fill_in
 from zamba_compat.checkpoint.weight_map import read_index
 from zamba_compat.cli.main import main
-from zamba_compat.dialects import normalise_config, to_release_config
 from zamba_compat.errors import ZambaCompatError
-from zamba_compat.sharing import SharingMap
+from zamba_compat.layout.config import normalise_config, to_release_config
+from zamba_compat.layout.sharing import SharingMap
 
 CORPUS = Path(__file__).with_name("corpus")
 CONFIG = synthetic.make_config("2.7B", hidden_size=8, n_mamba_heads=2, vocab_size=4, adapter_rank=1)
@@ -133,7 +133,7 @@ TARGETS = {
 
 def checkpoint(directory: Path) -> Path:
     """A checkpoint of three shards with a manifest, in the new directory `directory`."""
-    from zamba_compat.convert import Options, convert
+    from zamba_compat.operations.convert import Options, convert
 
     source = directory.with_name("source")
     state = synthetic.make_state(CONFIG)

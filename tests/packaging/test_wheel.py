@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 from packaging.requirements import Requirement
 
-from zamba_compat.native import kernels
+from zamba_compat.cpu.native import kernels
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -163,7 +163,7 @@ def test_wheel_holds_the_packages_and_nothing_else(wheel: Path) -> None:
     own = {path.relative_to(ROOT).as_posix() for path in (ROOT / "zamba_compat").rglob("*.py")}
     adapters = {path.relative_to(ROOT).as_posix() for path in (ROOT / "patches").rglob("*.py")}
     data = {"py.typed", "inference/questions.json", "patches/verified.json"}
-    compiled = {"zamba_compat/native/_kernels.so"} if COMPILER else set()
+    compiled = {"zamba_compat/cpu/native/_kernels.so"} if COMPILER else set()
     rest = {f"zamba_compat/{path}" for path in adapters | data}
     assert names == own | rest | compiled
     assert wheel.name.split("-")[2:4] == ["py3", "none"]
@@ -176,7 +176,7 @@ def test_without_a_compiler_it_is_built_all_the_same(tmp_path: Path) -> None:
     done = run(*words, cwd=tmp_path, CC="no-such-compiler")
     assert done.returncode == 0, done.stdout + done.stderr
     (built,) = (tmp_path / "out").glob("*.whl")
-    assert "zamba_compat/native/_kernels.so" not in zipfile.ZipFile(built).namelist()
+    assert "zamba_compat/cpu/native/_kernels.so" not in zipfile.ZipFile(built).namelist()
 
 
 @pytest.mark.slow

@@ -43,7 +43,7 @@ def test_import_loads_nothing_heavy() -> None:
 
 
 def test_names_that_are_imported_late_are_there() -> None:
-    from zamba_compat.sharing import SharingMap
+    from zamba_compat.layout.sharing import SharingMap
 
     assert zamba_compat.SharingMap is SharingMap
     assert all(hasattr(zamba_compat, name) for name in zamba_compat.__all__)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from zamba_compat.linears import Instead
+from zamba_compat.cpu.function_mode import Instead
 
 
 class Asked(Instead):

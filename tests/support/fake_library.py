@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from zamba_compat.adapters import Adapter, Patch, Registry
+from zamba_compat._engine.registry import Adapter, Patch, Registry
 from zamba_compat.errors import AdapterError
 
 SHARED = "zlib_fake.shared"

@@ -330,9 +330,9 @@ def in_use(functions: dict[str, Any] | None = None, *, stock: bool = False) -> I
         if not _is_ours(mixer.forward):
             put(mixer, "forward", _own(mixer))
         if not stock:
-            from zamba_compat import mamba2_fused
+            from zamba_compat.mamba2 import fused
 
-            put(mamba2_fused, "on_accelerator", lambda x: x.device.type != "meta")
+            put(fused, "on_accelerator", lambda x: x.device.type != "meta")
         yield
     finally:
         for owner, name, value in reversed(undo):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from zamba_compat import configure
-from zamba_compat.native import kernels, library, team
+from zamba_compat.cpu.native import kernels, library, team
 
 Loops = TypeVar("Loops")
 WIDE = library() is not None and bool(library().zamba_compat_wide())  # type: ignore[union-attr]

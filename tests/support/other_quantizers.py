@@ -11,7 +11,7 @@ from torch import Tensor
 
 from support import synthetic
 from support.weights import generator
-from zamba_compat.quant_states import base_of
+from zamba_compat.layout.quant_state_names import base_of
 
 FORMATS = {
     "nf4": ("weight", "weight.absmax", "weight.quant_map", "weight.quant_state.bitsandbytes__nf4"),

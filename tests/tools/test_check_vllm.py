@@ -11,7 +11,7 @@ import torch
 
 from _vllm.loading import load
 from support import synthetic
-from zamba_compat.convert import Options, convert
+from zamba_compat.operations.convert import Options, convert
 
 VLLM = Path(os.environ.get("VLLM_SOURCE", ""))
 ONE_GROUP = synthetic.make_config("1.2B")

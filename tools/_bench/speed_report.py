@@ -116,8 +116,8 @@ def processor() -> str:
     """The processor in words, with the 16-bit instructions that oneDNN may use."""
     import torch
 
-    from zamba_compat.one_row import has_tiles
-    from zamba_compat.widened import has_instructions
+    from zamba_compat.cpu.gemv import has_tiles
+    from zamba_compat.cpu.upcast import has_instructions
 
     name = platform.machine()
     try:

@@ -1,1 +1,1 @@
-"""The parts of the adapter engine. `zamba_compat.adapters` is the way in."""
+"""The parts of the adapter engine. `zamba_compat._engine.registry` is the way in."""

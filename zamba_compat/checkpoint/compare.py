@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
-from zamba_compat.copies import relative_distance, same_bits
-from zamba_compat.rehydrate import Divergence
-from zamba_compat.sharing import SharingMap
+from zamba_compat.layout.copies import relative_distance, same_bits
+from zamba_compat.layout.plan import Divergence
+from zamba_compat.layout.sharing import SharingMap
 
 from .progress import Progress, counting
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from zamba_compat.sharing import SharingMap
+from zamba_compat.layout.sharing import SharingMap
 
 COMPONENTS = ("embedding", "mamba", "attention", "feed_forward", "adapters", "linear", "norms")
 OTHER = "other"

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from zamba_compat.checkpoint.quantization import CHUNK, refuse_nonfinite
 from zamba_compat.errors import CheckpointError, UnsupportedReleaseError
-from zamba_compat.sharing import SharingMap
+from zamba_compat.layout.sharing import SharingMap
 
 if TYPE_CHECKING:
     import torch

@@ -6,10 +6,10 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from zamba_compat.copies import ratio, squares
 from zamba_compat.errors import ZambaCompatError
-from zamba_compat.quant_states import base_of, is_weight
-from zamba_compat.sharing import SharingMap
+from zamba_compat.layout.copies import ratio, squares
+from zamba_compat.layout.quant_state_names import base_of, is_weight
+from zamba_compat.layout.sharing import SharingMap
 
 from .components import COMPONENTS, OTHER, layers_of
 from .copied import Copies

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from zamba_compat.copies import relative_distance
 from zamba_compat.errors import ZambaCompatError
-from zamba_compat.quant_states import is_weight
+from zamba_compat.layout.copies import relative_distance
+from zamba_compat.layout.quant_state_names import is_weight
 
 from .progress import Progress, counting
 from .survey import Survey

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from zamba_compat.errors import CheckpointError
-from zamba_compat.quant_states import BITSANDBYTES, format_of
+from zamba_compat.layout.quant_state_names import BITSANDBYTES, format_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,7 +33,7 @@ def dequantize(weight: Tensor, parts: Mapping[str, Tensor], *, where: str) -> Te
 
     Args:
         weight: as stored: packed bytes of any shape, or int8 [rows, columns].
-        parts: `quant_states.part_of` the name -> tensor.
+        parts: `quant_state_names.part_of` the name -> tensor.
         where: its name, for errors.
 
     Raises:

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zamba_compat.dialects import read_config
 from zamba_compat.errors import CheckpointError, ConfigError
+from zamba_compat.layout.config import read_config
 
 from .files import open_regular, read_small, refuse_case_collisions, resolve_inside, state_of
 from .headers import TensorInfo, read_header

@@ -19,16 +19,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from zamba_compat.checkpoint.dtypes import SIZES
+from zamba_compat.checkpoint.foreign_names import own_names
 from zamba_compat.checkpoint.other_formats import refuse_uncarried
 from zamba_compat.checkpoint.recipe import Recipe
 from zamba_compat.checkpoint.shapes import expected_shapes, fill_in
 from zamba_compat.checkpoint.validate import check_names, check_tensors, quantized_names
-from zamba_compat.dialects import normalise_config, to_release_config
 from zamba_compat.errors import CheckpointError
-from zamba_compat.foreign_names import own_names
-from zamba_compat.quant_states import base_of
-from zamba_compat.rehydrate import Plan, plan
-from zamba_compat.sharing import SharingMap
+from zamba_compat.layout.config import normalise_config, to_release_config
+from zamba_compat.layout.plan import Plan, plan
+from zamba_compat.layout.quant_state_names import base_of
+from zamba_compat.layout.sharing import SharingMap
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -9,8 +9,8 @@ from math import prod
 from pathlib import Path
 from typing import Any, TypeVar
 
-from zamba_compat.dialects import read_config
 from zamba_compat.errors import CheckpointError, ConfigError, ZambaCompatError
+from zamba_compat.layout.config import read_config
 
 from .dtypes import SIZES
 from .files import open_regular, read_at, read_small, resolve_inside

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from zamba_compat.copies import SLICE
+from zamba_compat.layout.copies import SLICE
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -12,10 +12,10 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from zamba_compat.errors import CheckpointError
-from zamba_compat.quant_states import base_of, format_of, part_of
+from zamba_compat.layout.quant_state_names import base_of, format_of, part_of
 
 if TYPE_CHECKING:
-    from zamba_compat.sharing import SharingMap
+    from zamba_compat.layout.sharing import SharingMap
 
     from .recipe import Recipe
 
@@ -28,7 +28,7 @@ _REASONS = {
 
 
 def quantized_weights(names: Iterable[str], sharing: SharingMap | None = None) -> dict[str, list[str]]:
-    """Quantized weight -> its parts (`quant_states.part_of`), from all stored names; with a map those of all copies."""
+    """Quantized weight -> its parts (`part_of`), from all stored names; with a map those of all copies."""
     parts: dict[str, list[str]] = {}
     for name in names:
         part = part_of(name)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from zamba_compat.checkpoint.dtypes import from_torch, to_torch
 from zamba_compat.checkpoint.pipeline import all_finite
 from zamba_compat.errors import CheckpointError, UnsupportedReleaseError
-from zamba_compat.sharing import SharingMap
+from zamba_compat.layout.sharing import SharingMap
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -111,7 +111,7 @@ def require_bitsandbytes(method: Method) -> str:
 
     from packaging.version import Version
 
-    from zamba_compat.quantized import refuse_fp4, refuse_on_cpu
+    from zamba_compat.runtime.bitsandbytes import refuse_fp4, refuse_on_cpu
 
     try:
         found = version("bitsandbytes")

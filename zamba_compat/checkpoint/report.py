@@ -12,7 +12,7 @@ from zamba_compat.checkpoint.layouts import WRITTEN
 from zamba_compat.checkpoint.resolve import CHOICES, Residual
 from zamba_compat.checkpoint.writer import parse_size
 from zamba_compat.errors import CheckpointError
-from zamba_compat.rehydrate import Divergence
+from zamba_compat.layout.plan import Divergence
 
 FORMATS = ("safetensors", "torch")
 METHODS = (*quantization.METHODS, *compressed.METHODS)
@@ -42,7 +42,7 @@ class Options:
         group_size: columns that share a scale, -1 for whole rows; w4a16 and w8a16 only, None is 128.
         asymmetric: a zero point beside each scale; w4a16 and w8a16 only.
         ignore: modules to leave unquantized, see `checkpoint.compressed.Compressed`.
-        gptq: a text file on which w4a16 and w8a16 are rounded, see `zamba_compat.gptq`; needs transformers.
+        gptq: a text file on which w4a16 and w8a16 are rounded, see `zamba_compat.checkpoint.gptq`; needs transformers.
         act_order: with gptq, round the columns that weigh most first.
         keep_unused_adapters: keep the adapters that Zyphra's layouts give a block for positions that run another one.
             In the hub layout they stand beside the model, under layers whose block does not own them. Otherwise they

@@ -21,9 +21,9 @@ from zamba_compat.checkpoint.compare import table
 from zamba_compat.checkpoint.lowrank import fit_adapter, pad
 from zamba_compat.checkpoint.recipe import Recipe
 from zamba_compat.checkpoint.sphere import karcher_weights
-from zamba_compat.copies import combine, mean, norm, relative_distance
 from zamba_compat.errors import CheckpointError, DivergentCopiesError
-from zamba_compat.rehydrate import Divergence, Plan
+from zamba_compat.layout.copies import combine, mean, norm, relative_distance
+from zamba_compat.layout.plan import Divergence, Plan
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from zamba_compat.errors import ConfigError
-from zamba_compat.sharing import SharingMap
+from zamba_compat.layout.sharing import SharingMap
 
 Shape = tuple[int, ...]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from zamba_compat.copies import inner_products
+from zamba_compat.layout.copies import inner_products
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -9,12 +9,12 @@ from functools import cached_property, partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from zamba_compat.copies import same_bits
-from zamba_compat.dialects import normalise_config
 from zamba_compat.errors import CheckpointError
-from zamba_compat.quant_states import BITSANDBYTES, base_of, format_of, holds_values, is_weight, part_of
-from zamba_compat.rehydrate import Plan, plan
-from zamba_compat.sharing import SharingMap
+from zamba_compat.layout.config import normalise_config
+from zamba_compat.layout.copies import same_bits
+from zamba_compat.layout.plan import Plan, plan
+from zamba_compat.layout.quant_state_names import BITSANDBYTES, base_of, format_of, holds_values, is_weight, part_of
+from zamba_compat.layout.sharing import SharingMap
 
 from .components import OTHER, component_of
 from .dequantize import dequantize
@@ -74,7 +74,7 @@ class Survey:
 
     @cached_property
     def parts(self) -> dict[str, dict[str, str]]:
-        """Quantized weight -> what a part is to it (`quant_states.part_of`) -> the part's name."""
+        """Quantized weight -> what a part is to it (`quant_state_names.part_of`) -> the part's name."""
         found: dict[str, dict[str, str]] = {}
         held = {base_of(name) for name in self.tensors if is_weight(name)}
         for name in filter(lambda name: base_of(name) in held, self.tensors):
@@ -105,7 +105,7 @@ class Survey:
         return sum(self.tensors[part].nbytes for part in {name, *self._parts_of(name).values()})
 
     def kind(self, name: str) -> str | None:
-        """The format of a weight (`quant_states.format_of`) where it is one whose values are not read here."""
+        """The format of a weight (`quant_state_names.format_of`) where it is one whose values are not read here."""
         kind = format_of(self._parts_of(name)) if self._parts_of(name) else None
         return None if kind in (*BITSANDBYTES, "unknown") else kind
 

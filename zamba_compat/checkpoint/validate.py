@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from zamba_compat.checkpoint.other_formats import quantized_weights
 from zamba_compat.checkpoint.shapes import Shape, head_shape, is_head
 from zamba_compat.errors import CheckpointError, MissingTensorError
-from zamba_compat.quant_states import BITSANDBYTES, base_of, format_of, is_weight
-from zamba_compat.sharing import SharingMap
+from zamba_compat.layout.quant_state_names import BITSANDBYTES, base_of, format_of, is_weight
+from zamba_compat.layout.sharing import SharingMap
 
 if TYPE_CHECKING:
     from zamba_compat.checkpoint.index import TensorInfo

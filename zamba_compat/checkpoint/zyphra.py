@@ -15,9 +15,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from zamba_compat.dialects import dialect_of, to_release_config
 from zamba_compat.errors import CheckpointError, ConfigError
-from zamba_compat.sharing import SharingMap
+from zamba_compat.layout.config import dialect_of, to_release_config
+from zamba_compat.layout.sharing import SharingMap
 
 from .recipe import Recipe
 from .shapes import Shape, expected_shapes, fill_in

@@ -21,7 +21,7 @@ import re
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
-from zamba_compat.sharing import SharingMap
+from zamba_compat.layout.sharing import SharingMap
 
 from .zyphra import Converted, Layout, zyphra_words
 

@@ -28,7 +28,7 @@ import re
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
-from zamba_compat.sharing import SharingMap
+from zamba_compat.layout.sharing import SharingMap
 
 from . import zyphra_fork
 from .zyphra import Config, Converted, Layout, refuse_config, zyphra_words

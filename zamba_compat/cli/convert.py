@@ -117,7 +117,7 @@ def add_common(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from zamba_compat.checkpoint.writer import parse_size
-    from zamba_compat.convert import Options, convert
+    from zamba_compat.operations.convert import Options, convert
 
     with usage():
         parse_size(options.max_shard_size)

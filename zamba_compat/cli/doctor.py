@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from zamba_compat.diagnostics import Report, report
+from zamba_compat.operations.doctor import Report, report
 
 EXAMPLES = """
   zamba-compat doctor

@@ -45,13 +45,13 @@ def run(options: argparse.Namespace) -> int:
     how = inference.loading(options)
     if not (options.text or options.questions or options.questions_file):
         raise WrongUsage("There is nothing to judge by.", remedy="Give a --text, or ask the --questions.")
-    from zamba_compat.calibrate import read_text
     from zamba_compat.inference.ablations import check
     from zamba_compat.inference.evaluation import evaluate
     from zamba_compat.inference.generation import Sampling
     from zamba_compat.inference.processes import rank
     from zamba_compat.inference.questions import SET, read_questions
     from zamba_compat.inference.scoring import check_windows
+    from zamba_compat.operations.calibrate import read_text
 
     with usage():
         check_windows(options.window, options.stride)

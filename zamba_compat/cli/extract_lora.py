@@ -84,7 +84,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from zamba_compat.extract_lora import ExtractOptions, extract_lora
+    from zamba_compat.operations.extract_lora import ExtractOptions, extract_lora
 
     from .merge import texts_of
     from .usage import usage

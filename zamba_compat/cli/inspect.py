@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from zamba_compat.heatmap import Grid
-    from zamba_compat.inspection import Comparison, Inspected, Inspection
+    from zamba_compat.operations.heatmap import Grid
+    from zamba_compat.operations.inspect import Comparison, Inspected, Inspection
 
 EXAMPLES = """
   zamba-compat inspect CHECKPOINT
@@ -54,8 +54,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from zamba_compat.cli.convert import bar
-    from zamba_compat.heatmap import draw, require_matplotlib
-    from zamba_compat.inspection import inspect
+    from zamba_compat.operations.heatmap import draw, require_matplotlib
+    from zamba_compat.operations.inspect import inspect
 
     if options.plot:
         require_matplotlib()  # before the checkpoints are read
@@ -168,7 +168,7 @@ def _components(sides: Sequence[Inspected]) -> list[Row]:
 
 
 def _apart(side: Inspected, of: str) -> list[str]:
-    from zamba_compat.heatmap import copies_grid
+    from zamba_compat.operations.heatmap import copies_grid
 
     grid = copies_grid(side, differing=True)
     if not grid.cells:

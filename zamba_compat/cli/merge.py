@@ -109,13 +109,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from zamba_compat.checkpoint.writer import parse_size
-    from zamba_compat.merge import MergeOptions, merge
+    from zamba_compat.operations.merge import MergeOptions, merge
 
     with usage():
         parse_size(options.max_shard_size)
     texts = texts_of(options)
     if options.plot:
-        from zamba_compat.heatmap import require_matplotlib
+        from zamba_compat.operations.heatmap import require_matplotlib
 
         require_matplotlib()  # before anything is merged
     where = asked(options)
@@ -161,8 +161,8 @@ def texts_of(options: argparse.Namespace) -> dict[str, str]:
     """What --evaluate names, read before anything is merged."""
     if not options.evaluate:
         return {}
-    from zamba_compat.calibrate import read_text
     from zamba_compat.errors import ConfigError
+    from zamba_compat.operations.calibrate import read_text
 
     if options.dry_run:
         raise ConfigError(

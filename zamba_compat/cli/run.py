@@ -23,7 +23,7 @@ EXAMPLES = """
   zamba-compat run -- mergekit-yaml merge_config.yaml OUT
   zamba-compat run -- accelerate launch --num_processes 2 train.py
 """
-ARMED = Path(__file__).parents[1] / "armed"
+ARMED = Path(__file__).parents[1] / "_startup"
 _SHEBANG = 128  # bytes of a script's first line that tell its interpreter
 
 

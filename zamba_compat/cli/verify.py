@@ -17,7 +17,7 @@ EXAMPLES = """
 """
 
 if TYPE_CHECKING:
-    from zamba_compat.verify import Verification
+    from zamba_compat.operations.verify import Verification
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from zamba_compat.cli.convert import bar
-    from zamba_compat.verify import verify
+    from zamba_compat.operations.verify import verify
 
     found = verify(options.directory, progress=None if options.quiet or not sys.stderr.isatty() else bar)
     if options.json:

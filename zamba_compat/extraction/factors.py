@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from zamba_compat.copies import SLICE
 from zamba_compat.errors import CheckpointError
+from zamba_compat.layout.copies import SLICE
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -63,7 +63,7 @@ def adapted(report: ExtractReport) -> Loaded:
         ZambaCompatError: PEFT is not installed, or the base cannot be loaded.
     """
     from zamba_compat.inference.loading import load
-    from zamba_compat.modules import separate_modules
+    from zamba_compat.runtime.modules import separate_modules
 
     peft = require_peft()
     loaded = load(report.base)

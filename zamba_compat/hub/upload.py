@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from zamba_compat.checkpoint.location import MANIFEST, SUFFIXES, entries
 from zamba_compat.checkpoint.progress import Progress
 from zamba_compat.errors import CheckpointError, DestinationError, ZambaCompatError
-from zamba_compat.verify import verify
+from zamba_compat.operations.verify import verify
 
 from . import bars
 from .names import HubName, parse

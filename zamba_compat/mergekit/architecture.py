@@ -6,7 +6,7 @@ import re
 from functools import cache
 from typing import Any
 
-from zamba_compat.sharing import SharingMap
+from zamba_compat.layout.sharing import SharingMap
 
 NAME = "Zamba2ForCausalLM"
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"

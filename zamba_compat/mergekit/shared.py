@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from zamba_compat.errors import ConfigError
-from zamba_compat.sharing import SharingMap
+from zamba_compat.layout.sharing import SharingMap
 
 _WHOLE = "Give every source the whole model, in one slice or in pieces: layer_range: [0, {layers}]."
 

@@ -8,7 +8,7 @@ from importlib import import_module
 
 from zamba_compat.checkpoint.components import COMPONENTS, OTHER
 from zamba_compat.errors import DestinationError
-from zamba_compat.heatmap import require_matplotlib
+from zamba_compat.operations.heatmap import require_matplotlib
 
 from .report import Group, MergeReport
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from zamba_compat.checkpoint.progress import Progress
 from zamba_compat.inference.evaluation import Evaluation, evaluate
-from zamba_compat.inspection import inspect
+from zamba_compat.operations.inspect import inspect
 
 from .report import MergeReport
 

@@ -17,7 +17,7 @@ from zamba_compat.checkpoint.recipe import Recipe
 from zamba_compat.checkpoint.resolve import resolve
 from zamba_compat.checkpoint.stored import StoredBytes
 from zamba_compat.errors import CheckpointError, ConfigError
-from zamba_compat.sharing import SharingMap
+from zamba_compat.layout.sharing import SharingMap
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -12,9 +12,9 @@ from zamba_compat.checkpoint.recipe import Recipe
 from zamba_compat.checkpoint.report import DTYPES
 from zamba_compat.checkpoint.strict_json import listed
 from zamba_compat.checkpoint.writer import Output
-from zamba_compat.dialects import to_release_config
 from zamba_compat.errors import CheckpointError, ConfigError
-from zamba_compat.sharing import SharingMap
+from zamba_compat.layout.config import to_release_config
+from zamba_compat.layout.sharing import SharingMap
 
 from .config import MergeConfig
 from .layers import stack

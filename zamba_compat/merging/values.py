@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from zamba_compat.checkpoint.components import layers_of
 from zamba_compat.checkpoint.strict_json import listed
 from zamba_compat.errors import ConfigError
-from zamba_compat.sharing import SharingMap
+from zamba_compat.layout.sharing import SharingMap
 
 from .config import MergeConfig, Parameters
 from .layers import Place, Stack

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from zamba_compat.native import kernels
+from zamba_compat.cpu.native import kernels
 
 if TYPE_CHECKING:
     import torch

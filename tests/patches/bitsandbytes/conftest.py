@@ -16,7 +16,7 @@ from torch import Tensor
 from zamba_compat.patches.bitsandbytes import carried_cpu_flag, cpu_packing, state_dtype, storage_cast
 
 import zamba_compat
-from zamba_compat.adapters import Registry
+from zamba_compat._engine.registry import Registry
 
 bitsandbytes = pytest.importorskip("bitsandbytes")
 

@@ -21,11 +21,11 @@ from zamba_compat.patches.bitsandbytes import cpu_packing, cpu_product
 from zamba_compat.patches.bitsandbytes.cpu_packing import is_packed, pack, unpack_all
 
 from support.native import there
-from zamba_compat import four_bit
+from zamba_compat._engine.registry import Registry
 from zamba_compat._engine.releases import place
-from zamba_compat.adapters import Registry
-from zamba_compat.native.quantized import loops
-from zamba_compat.packed_4bit import packed_bytes, plain_bytes
+from zamba_compat.cpu import nf4
+from zamba_compat.cpu.bnb_packed import packed_bytes, plain_bytes
+from zamba_compat.cpu.native.quantized import loops
 
 from .conftest import ADAPTERS, reload, weights
 
@@ -475,7 +475,7 @@ class Looking(TorchFunctionMode):
 def test_a_token_passes_by_no_mode(linear: Linear, bias: bool) -> None:
     module = linear(64, 128, bias=bias)
     x, seen = torch.randn(1, 1, module.in_features), []
-    with torch.no_grad(), four_bit.running():
+    with torch.no_grad(), nf4.running():
         alone = module(x)
         for rows in (x, x.expand(1, 2, -1)):
             with Looking() as mode:
@@ -500,7 +500,7 @@ class TestLoops:
         there(loops())
         registry = Registry((*ADAPTERS[:-1], cpu_product.ADAPTER, ADAPTERS[-1]))
         registry.arm()
-        with four_bit.running():
+        with nf4.running():
             yield
         unpack_all()
         registry.disarm()

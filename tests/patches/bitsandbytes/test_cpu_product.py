@@ -10,9 +10,10 @@ import torch
 from zamba_compat.patches.bitsandbytes import cpu_product
 
 from support.native import there
-from zamba_compat import configure, four_bit
-from zamba_compat.adapters import Registry
-from zamba_compat.native.quantized import loops
+from zamba_compat import configure
+from zamba_compat._engine.registry import Registry
+from zamba_compat.cpu import nf4
+from zamba_compat.cpu.native.quantized import loops
 
 from .conftest import weights
 
@@ -46,7 +47,7 @@ def other_model(plain: None) -> Iterator[None]:
 @pytest.fixture
 def adapter(other_model: None) -> Iterator[None]:
     """Within a Zamba's forward pass."""
-    with four_bit.running():
+    with nf4.running():
         yield
 
 
@@ -127,7 +128,7 @@ def test_where_bitsandbytes_would_round_float32(linear: Linear, monkeypatch: pyt
     registry, seen = Registry((cpu_product.ADAPTER,)), []
     registry.arm()
     try:
-        monkeypatch.setattr(four_bit.Loops, "product", lambda self, *given: seen.append(given))
+        monkeypatch.setattr(nf4.Loops, "product", lambda self, *given: seen.append(given))
         module = linear(96, 128).train()  # nothing is packed
         with torch.no_grad():
             bitsandbytes.matmul_4bit(torch.randn(1, 128), module.weight, module.weight.quant_state)

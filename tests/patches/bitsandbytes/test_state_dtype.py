@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from zamba_compat._engine.registry import Registry
 from zamba_compat._engine.releases import place
-from zamba_compat.adapters import Registry
 
 from .conftest import ADAPTERS, state_dtype, weights
 

@@ -18,8 +18,8 @@ from support import synthetic
 from support.mergekit_masks import same_choices
 from support.merges import read, run
 from support.others import write_model
-from zamba_compat.merge import merge
 from zamba_compat.merging.methods import METHODS
+from zamba_compat.operations.merge import merge
 
 Words = dict[str, Any]
 

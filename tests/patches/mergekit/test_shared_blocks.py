@@ -27,8 +27,8 @@ from support.synthetic import (
     write_checkpoint,
 )
 from zamba_compat.errors import CheckpointError, ConfigError, DivergentCopiesError, MissingTensorError
-from zamba_compat.merge import merge
-from zamba_compat.sharing import SharingMap
+from zamba_compat.layout.sharing import SharingMap
+from zamba_compat.operations.merge import merge
 
 STUDY = Path(__file__).parents[2] / "fixtures" / "merges" / "study.yml"
 CURVE = [0.1, 0.9, 0.3]

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from support.merges import read
-from zamba_compat.sharing import SharingMap
+from zamba_compat.layout.sharing import SharingMap
 
 TINY = Path(__file__).parents[2] / "fixtures" / "tiny"
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from zamba_compat.adapters import Adapter, Patch, Registry
+from zamba_compat._engine.registry import Adapter, Patch, Registry
 from zamba_compat.errors import AdapterError
 
 
@@ -127,7 +127,7 @@ def test_guards_are_the_modules_named_for_zamba() -> None:
 
 def test_declaring_imports_nothing_heavy() -> None:
     code = (
-        "import sys; from zamba_compat.adapters import Adapter, Registry;"
+        "import sys; from zamba_compat._engine.registry import Adapter, Registry;"
         "a = Adapter(name='a', library='t', since='1', group='tying', upstream='-', summary='s',"
         "target='t.m:f', replace=id);"
         "Registry([a]).arm();"

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from support.fake_library import CONFIG, LEAF, Background, FakeLibrary, adapter, load, run_inside, state
-from zamba_compat.adapters import Registry
+from zamba_compat._engine.registry import Registry
 
 
 def test_disarming_reaches_imports_still_to_come(make_registry: Any) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from support.fake_library import LEAF, SHARED, FakeLibrary, adapter, load, refused, saying, state
 from zamba_compat._engine.fingerprints import fingerprint, forget
-from zamba_compat.adapters import Adapter, Registry, Role
+from zamba_compat._engine.registry import Adapter, Registry, Role
 
 FORWARD, SCAN, SAVE, LOAD = f"{LEAF}:Model.forward", f"{LEAF}:scan", f"{LEAF}:Model.save", f"{SHARED}:load"
 

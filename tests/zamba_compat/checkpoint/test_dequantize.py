@@ -11,7 +11,7 @@ from torch import Tensor
 
 from zamba_compat.checkpoint.dequantize import dequantize, method_of
 from zamba_compat.errors import CheckpointError
-from zamba_compat.quant_states import part_of
+from zamba_compat.layout.quant_state_names import part_of
 
 MAP = torch.linspace(-1, 1, 16)
 

@@ -151,7 +151,7 @@ def test_heads(opened: Opened) -> None:
 
 @pytest.mark.parametrize("dialect", ["classic", "current"])
 def test_the_config_comes_out_in_the_words_every_release_reads(dialect: Any, opened: Opened) -> None:
-    from zamba_compat.dialects import to_release_config
+    from zamba_compat.layout.config import to_release_config
 
     config = synthetic.make_config("7B")
     with opened(synthetic.make_state(config), to_release_config(config, dialect)) as checkpoint:

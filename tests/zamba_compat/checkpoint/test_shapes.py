@@ -9,10 +9,10 @@ import pytest
 
 from support import synthetic
 from zamba_compat.checkpoint.shapes import DEFAULTS, expected_shapes, fill_in, head_shape
-from zamba_compat.dialects import normalise_config
 from zamba_compat.errors import ConfigError
-from zamba_compat.published import PUBLISHED
-from zamba_compat.sharing import SharingMap
+from zamba_compat.layout.config import normalise_config
+from zamba_compat.layout.published import PUBLISHED
+from zamba_compat.layout.sharing import SharingMap
 
 
 def shapes(config: dict[str, Any], **options: Any) -> dict[str, tuple[int, ...]]:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from support import synthetic
 from zamba_compat.checkpoint.lenient import open_as_far
 from zamba_compat.checkpoint.survey import survey
-from zamba_compat.convert import Options, convert
+from zamba_compat.operations.convert import Options, convert
 
 CONFIG = synthetic.make_config("7B", hidden_size=16, n_mamba_heads=4, intermediate_size=64, adapter_rank=2)
 STATE = synthetic.make_state(CONFIG)

@@ -22,9 +22,9 @@ from zamba_compat.checkpoint.recipe import Recipe
 from zamba_compat.checkpoint.staging import Staging
 from zamba_compat.checkpoint.torch_archive import NAME, pickle_of, write_archive
 from zamba_compat.checkpoint.writer import Output, Written
-from zamba_compat.convert import Options, convert
 from zamba_compat.errors import CheckpointError
-from zamba_compat.verify import verify
+from zamba_compat.operations.convert import Options, convert
+from zamba_compat.operations.verify import verify
 
 STATE: State = {
     "weight": torch.randn(3, 5).bfloat16(),

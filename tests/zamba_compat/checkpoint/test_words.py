@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from support import synthetic
-from zamba_compat.inspection import inspect
+from zamba_compat.operations.inspect import inspect
 
 CONFIG = synthetic.make_config("7B", hidden_size=16, n_mamba_heads=4, vocab_size=8, adapter_rank=2)
 STATE = synthetic.make_state(CONFIG, dtype=torch.bfloat16)

@@ -14,10 +14,10 @@ from support.synthetic import PATTERNS, Config, State, make_state
 from support.zyphra import Info, classic, draw, fork_shapes, hub_of_fork, infos, is_unused, make, native_shapes, same
 from zamba_compat.checkpoint import zyphra_fork, zyphra_native
 from zamba_compat.checkpoint.zyphra import zyphra_words
-from zamba_compat.dialects import dialect_of, normalise_config
 from zamba_compat.errors import CheckpointError, ConfigError
-from zamba_compat.published import PUBLISHED
-from zamba_compat.sharing import SharingMap
+from zamba_compat.layout.config import dialect_of, normalise_config
+from zamba_compat.layout.published import PUBLISHED
+from zamba_compat.layout.sharing import SharingMap
 
 HERE = "some/checkpoint.pt"
 RUNNABLE = [pattern for pattern in PATTERNS if pattern != "grouped-query"]

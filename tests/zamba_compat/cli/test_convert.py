@@ -41,7 +41,7 @@ def test_every_option_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
         seen.update(source=source, destination=destination, options=options, progress=progress)
         return SimpleNamespace()
 
-    monkeypatch.setattr("zamba_compat.convert.convert", convert)
+    monkeypatch.setattr("zamba_compat.operations.convert.convert", convert)
     words = "--layout untied --resolve absorb --adapter-rank 9 --dtype float16 --max-shard-size 1MB --calibrate text"
     quantized = "--quantize fp4 --double-quant --compute-dtype bfloat16 --keep-shared-16bit"
     flags = "--dry-run --overwrite --allow-unknown --allow-pickle -q"
@@ -104,7 +104,7 @@ def test_interruption_is_130(divergent: Path, tmp_path: Path, monkeypatch: pytes
     def interrupted(*args: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("zamba_compat.convert.write_shards", interrupted)
+    monkeypatch.setattr("zamba_compat.operations.convert.write_shards", interrupted)
     assert main(["convert-checkpoint", str(divergent), str(tmp_path / "made"), "--resolve", "first", "-q"]) == 130
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 

@@ -15,7 +15,7 @@ import zamba_compat.checkpoint.components
 from support import synthetic
 from zamba_compat.cli import inspect as command
 from zamba_compat.cli.main import main
-from zamba_compat.inspection import inspect
+from zamba_compat.operations.inspect import inspect
 
 TINY = Path(__file__).parents[2] / "fixtures" / "tiny"
 BASE, TUNED = str(TINY / "base"), str(TINY / "tuned")
@@ -52,7 +52,7 @@ def test_every_option_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
         seen.append((a, b, options))
         return found
 
-    monkeypatch.setattr("zamba_compat.inspection.inspect", spy)
+    monkeypatch.setattr("zamba_compat.operations.inspect.inspect", spy)
     words = "--component mamba norms --component linear --values --allow-pickle -q"
     assert main(["inspect", "x", "y", *words.split()]) == 0
     assert main(["inspect", "x", "-q"]) == 0

@@ -22,7 +22,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     def fail(*args: object, **kwargs: object) -> None:
         raise error
 
-    monkeypatch.setattr("zamba_compat.verify.verify", fail)
+    monkeypatch.setattr("zamba_compat.operations.verify.verify", fail)
 
 
 @pytest.mark.parametrize("error", [KeyError("x"), AssertionError(), ZeroDivisionError("a\nb"), IndexError("y" * 999)])
@@ -156,7 +156,7 @@ def test_row_54_a_signal_that_a_library_makes_another_error_of(monkeypatch: pyte
                 os.kill(os.getpid(), signal.SIGTERM)
             raise ValueError("could not determine the shape of object type")
 
-    monkeypatch.setattr("zamba_compat.verify.verify", verify)
+    monkeypatch.setattr("zamba_compat.operations.verify.verify", verify)
     assert main(["verify", "x"]) == 143
     failing(monkeypatch, ValueError())
     assert main(["verify", "x"]) == 4  # it is forgotten

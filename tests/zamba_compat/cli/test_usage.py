@@ -95,7 +95,7 @@ def test_any_end_is_json(
     def fail(*args: object, **kwargs: object) -> None:
         raise error
 
-    monkeypatch.setattr("zamba_compat.verify.verify", fail)
+    monkeypatch.setattr("zamba_compat.operations.verify.verify", fail)
     assert main(["verify", "x", "--json"]) == status
     found = json.loads(capsys.readouterr().out)
     assert found["status"] == status and found["error"]["what"] and found["error"]["remedy"]

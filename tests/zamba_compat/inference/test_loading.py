@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from zamba_compat.convert import Options, convert
 from zamba_compat.errors import CheckpointError, ZambaCompatError
 from zamba_compat.inference.loading import Loading, device_of, load, peak_memory, seed
+from zamba_compat.operations.convert import Options, convert
 
 from .conftest import TINY
 

@@ -8,8 +8,8 @@ import sys
 import pytest
 
 from support.synthetic import PATTERNS, hybrid_layers, make_config
+from zamba_compat.layout.sharing import SharingMap
 from zamba_compat.mergekit.architecture import keys_by_layer, layers_of
-from zamba_compat.sharing import SharingMap
 
 
 def test_layers_of_the_published_7b() -> None:

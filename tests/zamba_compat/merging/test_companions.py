@@ -10,8 +10,8 @@ import pytest
 
 from support.merges import parents, slerp_of, write
 from zamba_compat.errors import ConfigError
-from zamba_compat.merge import merge
 from zamba_compat.merging.companions import _highest
+from zamba_compat.operations.merge import merge
 
 
 def test_a_tokenizer_has_to_fit_the_embedding(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from support.merges import parents, slerp_of, write
 from support.others import write_model
 from zamba_compat.cli.main import main
 from zamba_compat.errors import ConfigError
-from zamba_compat.merge import merge
+from zamba_compat.operations.merge import merge
 
 
 def refusal(words: dict[str, Any], folder: Path) -> str:

@@ -12,7 +12,7 @@ import torch
 from support import synthetic
 from support.merges import parents, read, slerp_of, write
 from zamba_compat.errors import CheckpointError, ConfigError
-from zamba_compat.merge import MergeOptions, merge
+from zamba_compat.operations.merge import MergeOptions, merge
 
 
 def test_other_heads_are_refused(tmp_path: Path) -> None:

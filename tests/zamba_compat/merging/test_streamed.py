@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from support import merges
-from zamba_compat.merge import MergeOptions, merge
 from zamba_compat.merging import streamed
 from zamba_compat.merging.methods import METHODS, About, Share
 from zamba_compat.merging.streamed import Cut, marks, uniform
 from zamba_compat.merging.sums import Run
 from zamba_compat.merging.workers import STEP, Workers
+from zamba_compat.operations.merge import MergeOptions, merge
 
 SIZES = [1, 7, STEP, STEP + 1, 3 * STEP + 12345]
 

@@ -1,0 +1,100 @@
+"""The map of an inspection: what lies where on it, and that it can be drawn."""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+
+import pytest
+
+from zamba_compat.checkpoint.contrast import Apart
+from zamba_compat.errors import DestinationError, ZambaCompatError
+from zamba_compat.operations.heatmap import Grid, comparison_grid, copies_grid, draw
+from zamba_compat.operations.inspect import Comparison, Copies, Inspected, Inspection, Pair
+
+STEM = "model.layers.{}.shared_transformer."
+Q = f"{STEM}self_attn.q_proj.weight"
+ADAPTER = f"{STEM}feed_forward.gate_up_proj_adapter_list.4.0.weight"
+COPIES = (
+    Copies(Q.format(2), Q.format(2), {Q.format(2): 0.0, Q.format(5): 0.1, Q.format(9): None}, False, True),
+    Copies(ADAPTER.format(2), ADAPTER.format(9), {ADAPTER.format(2): 0.3, ADAPTER.format(9): 0.0}, False, False),
+    Copies("model.embed_tokens.weight", "model.embed_tokens.weight", {"lm_head.weight": 0.0}, True, True),
+)
+PAIRS = (
+    Pair(Q.format(2), "attention", (2, 5, 9), "", "", 0.02),
+    Pair(ADAPTER.format(2), "adapters", (9,), "", "", 0.0),
+    Pair("model.layers.2.mamba_decoder.mamba.D", "mamba", (2,), "", "", math.inf),
+    Pair("model.layers.0.mamba.D", "mamba", (0,), "", "", 0.5),
+    Pair("model.embed_tokens.weight", "embedding", (), "", "", None, "[1] and [2]"),
+)
+
+
+def inspected(*copies: Copies) -> Inspected:
+    counts: dict[str, int] = {}
+    return Inspected(
+        "a$b", "divergent", "zamba2", 11, 0, 0, 0, counts, counts, {}, (), (), None, (), (), copies, (), ()
+    )
+
+
+def compared(*pairs: Pair) -> Inspection:
+    nothing = Apart(0, 0, None, None)
+    return Inspection(inspected(), inspected(), Comparison(pairs, {}, nothing, (), (), {}))
+
+
+def test_copies() -> None:
+    q, adapter = "shared_transformer.self_attn.q_proj", "shared_transformer.feed_forward.gate_up_proj_adapter_list.4.0"
+    grid = copies_grid(inspected(*COPIES))
+    assert grid.rows == (q, adapter, "model.embed_tokens") and grid.columns == (None, 2, 5, 9)
+    assert grid.cells[q, 5] == 0.1 and grid.cells[q, 9] is None
+    assert grid.cells[adapter, 2] == 0.3 and (adapter, 5) not in grid.cells
+    assert copies_grid(inspected(*COPIES), differing=True).rows == (q,)
+
+
+def test_comparison() -> None:
+    grid = comparison_grid(compared(*PAIRS))
+    assert grid.columns == (None, 0, 2, 5, 9)
+    assert [grid.cells["shared_transformer.self_attn.q_proj", layer] for layer in (2, 5, 9)] == [0.02] * 3
+    assert grid.cells["shared_transformer.feed_forward.gate_up_proj_adapter_list.0", 9] == 0
+    assert grid.cells["mamba.D", 0] == 0.5 and grid.cells["mamba.D", 2] == math.inf
+    assert grid.cells["model.embed_tokens", None] is None
+    assert comparison_grid(Inspection(inspected())) == Grid((), (), {})
+
+
+@pytest.mark.parametrize("ending", ["png", "svg"])
+@pytest.mark.parametrize("pairs", [PAIRS, PAIRS[:1], PAIRS[1:2], PAIRS[-1:]], ids=["all", "one", "equal", "odd"])
+def test_drawing(ending: str, pairs: tuple[Pair, ...], tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    path = tmp_path / f"map.{ending}"
+    found = compared(*pairs)
+    assert draw(found, path) == comparison_grid(found)
+    data = path.read_bytes()
+    if ending == "png":
+        assert data.startswith(b"\x89PNG")
+    else:
+        grey, red = (f"fill: {color}".encode() in data for color in ("#d9d9d9", "#d62728"))
+        assert grey == (PAIRS[1] in pairs) and red == (PAIRS[-1] in pairs)
+    assert "matplotlib.pyplot" not in sys.modules  # which would choose a window system
+
+
+def test_drawing_copies(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    found = Inspection(inspected(*COPIES))
+    assert draw(found, tmp_path / "map.png") == copies_grid(found.a)
+
+
+def test_what_cannot_be_drawn(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    with pytest.raises(ZambaCompatError, match="nothing to draw"):
+        draw(Inspection(inspected()), tmp_path / "map.png")
+    for name in ("map.docx", "absent/map.png"):
+        with pytest.raises(DestinationError, match="cannot be written"):
+            draw(compared(*PAIRS), tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ZambaCompatError, match=r"matplotlib.*pip install \"zamba_compat\[plot\]\""):
+        draw(compared(*PAIRS), tmp_path / "map.png")

@@ -1,0 +1,1 @@
+"""One function per command: what is done to whole checkpoints."""

@@ -1,0 +1,1 @@
+"""Built models: how they are loaded, placed, quantized, taken apart and checked."""

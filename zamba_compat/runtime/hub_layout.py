@@ -1,0 +1,270 @@
+"""Open what a model is about to be loaded from, and present it in the hub layout."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from zamba_compat.checkpoint.files import open_regular
+from zamba_compat.checkpoint.foreign_names import names_in_model
+from zamba_compat.checkpoint.headers import read_header
+from zamba_compat.checkpoint.pickled import unpickle
+from zamba_compat.checkpoint.strict_json import listed
+from zamba_compat.errors import CheckpointError
+from zamba_compat.layout.plan import REMEDY_DIVERGENT, Divergence, plan
+from zamba_compat.layout.sharing import SharingMap
+from zamba_compat.settings import settings
+
+from .bitsandbytes import fit_to_stored
+from .quantizers import decompress_once, is_bitsandbytes, rename_metadata
+from .untie import untie
+
+logger = logging.getLogger("zamba_compat")
+
+
+class Stored:
+    """The tensors a model is loaded from: a state dict, or checkpoint files.
+
+    A .safetensors file is opened when its first tensor is read; its header alone says the names, and is checked.
+
+    Attributes:
+        where: what to call the checkpoint in messages.
+        names: every stored name, in stored order.
+        file_of: the .safetensors file of every name that is in one.
+        renamed: name -> the one that the checkpoint has for it, where that is another.
+    """
+
+    def __init__(self, state_dict: Mapping[str, Any] | None, files: Sequence[str], opened: ExitStack) -> None:
+        self.where = None if not files else str(Path(files[0]).parent if len(files) > 1 else files[0])
+        self._read: dict[str, Callable[[], Any]] = {}
+        self._slice: dict[str, Callable[[], Any]] = {}
+        self.file_of: dict[str, str] = {}
+        self.renamed: dict[str, str] = {}
+        if state_dict is not None:
+            self._read = {name: (lambda tensor=tensor: tensor) for name, tensor in state_dict.items()}  # type: ignore[misc]
+        else:
+            for file in files:
+                self._open(file, opened)
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._read)
+
+    def read(self, name: str) -> Any:
+        """The tensor `name`; mapped from its file, not copied, where the format allows."""
+        return self._read[name]()
+
+    def lazy(self, name: str) -> Any:
+        """What the 5.x loader takes instead of a tensor: a slice that reads when it is indexed."""
+        return self._slice.get(name, self._read[name])()
+
+    def rename(self, model: Any) -> None:
+        """Call the tensors by the names that `model` has for them.
+
+        Raises:
+            MissingTensorError, CheckpointError: see `foreign_names.own_names`.
+        """
+        self._call(names_in_model(model, self.names, self.read, self.where))
+
+    def map(self, patterns: Mapping[str, str]) -> None:
+        """Call the tensors as a caller's `key_mapping` does: the first pattern that a name has is replaced in it."""
+        names = {}
+        for name in self.names:
+            pattern = next((pattern for pattern in patterns if re.search(pattern, name)), None)
+            names[name if pattern is None else re.sub(pattern, patterns[pattern], name)] = name
+        self._call(names)
+
+    def _call(self, names: Mapping[str, str]) -> None:
+        """Take other names for the tensors: those -> the ones they have."""
+        read, slices, files = self._read, self._slice, self.file_of
+        self._read = {own: read[name] for own, name in names.items()}
+        self._slice = {own: slices[name] for own, name in names.items() if name in slices}
+        self.file_of = {own: files[name] for own, name in names.items() if name in files}
+        self.renamed = {own: name for own, name in names.items() if own != name}
+
+    def _open(self, file: str, opened: ExitStack) -> None:
+        if str(file).endswith(".safetensors"):
+
+            @cache
+            def handle() -> Any:
+                from safetensors import safe_open
+
+                return opened.enter_context(safe_open(file, framework="pt", device="cpu"))
+
+            for name in names_in(file):
+                self._refuse_second(name, file)
+                self._read[name] = lambda name=name: handle().get_tensor(name)  # type: ignore[misc]
+                self._slice[name] = lambda name=name: handle().get_slice(name)  # type: ignore[misc]
+                self.file_of[name] = str(file)
+            return
+        for name, tensor in unpickle(Path(file), where=str(file)).items():
+            self._refuse_second(name, file)
+            self._read[name] = lambda tensor=tensor: tensor  # type: ignore[misc]
+
+    def _refuse_second(self, name: str, file: str) -> None:
+        if name in self._read:
+            remedy = "Keep the right one only, or write the checkpoint again."
+            raise CheckpointError(f"Tensor {listed([name])} is in another file too.", where=str(file), remedy=remedy)
+
+
+@dataclass(frozen=True)
+class LoaderCall:
+    """A call of `_load_pretrained_model`, of whatever release: 4.x passes each argument by itself, 5.x a `load_config`.
+
+    Attributes:
+        given: the arguments by name; those of the next call when they are changed.
+        config: 5.x's load_config, or None.
+        files: the checkpoint's files.
+        quantizer: transformers' quantizer, or None.
+        device_map: None where none was given.
+        folder: for what is placed on the disk.
+    """
+
+    given: dict[str, Any]
+    config: Any
+    files: list[str]
+    quantizer: Any
+    device_map: Any
+    folder: str | None
+
+    @classmethod
+    def of(cls, given: dict[str, Any]) -> LoaderCall:
+        """Raises CheckpointError: the index names files of other directories, or what is no regular file."""
+        found = given.get("checkpoint_files", given.get("resolved_archive_file")) or ()
+        files = [found] if isinstance(found, str) else list(found)
+        config = given.get("load_config")
+        if config is not None:
+            refuse_strangers(files, config.pretrained_model_name_or_path)
+            return cls(given, config, files, config.hf_quantizer, config.device_map, config.disk_offload_folder)
+        refuse_strangers(files, given.get("pretrained_model_name_or_path"))
+        folder = given.get("disk_offload_folder", given.get("offload_folder"))
+        return cls(given, None, files, given.get("hf_quantizer"), given.get("device_map"), folder)
+
+    @property
+    def is_adapters(self) -> bool:
+        """Whether an adapter of PEFT is loaded, into a model that is there already."""
+        return bool(getattr(self.given["model"], "_hf_peft_config_loaded", False))
+
+    @property
+    def names_are_mapped(self) -> bool:
+        """Whether the caller has said with `key_mapping` what the stored names mean."""
+        if self.config is None:
+            return bool(self.given.get("key_mapping"))
+        mapping = self.config.weight_mapping or ()
+        if not any(type(transform).__name__ == "WeightRenaming" for transform in mapping):
+            return False
+        from transformers.conversion_mapping import get_model_conversion_mapping
+
+        own = get_model_conversion_mapping(self.given["model"], None, self.quantizer)
+        return len(mapping) > len(own)
+
+
+def refuse_strangers(files: Sequence[str], origin: object) -> None:
+    """Refuse files that no honest index leads to; transformers joins whatever names it finds to the directory.
+
+    A file may be a link: people keep weights on other disks, the hub's cache is made of links, and what is read is
+    tensors alone. Names are another matter: an index names the files beside it.
+
+    Args:
+        files: the checkpoint's files.
+        origin: what the model is loaded from: a directory, or a name on the hub, whose files lie in one directory.
+
+    Raises:
+        CheckpointError: a file outside of `origin`, files in several directories, or no regular file.
+    """
+    places = {os.path.dirname(os.path.abspath(file)) for file in files}
+    local = isinstance(origin, (str, os.PathLike)) and os.path.isdir(origin)
+    top = Path(os.path.abspath(os.fspath(origin))) if local else None  # type: ignore[call-overload]
+    for file in files:
+        if len(places) > 1 or (top is not None and top not in Path(os.path.abspath(file)).parents):
+            raise CheckpointError(
+                f"The index leads out of the checkpoint: {listed([str(file)])} is a path, not a file beside it.",
+                where=str(origin),
+                remedy="Put the shards beside the index and write their bare names.",
+            )
+        os.close(open_regular(Path(file), where=str(file)))
+
+
+def hub_layout(call: LoaderCall, opened: ExitStack) -> dict[str, Any] | None:
+    """What to load a model from in the hub layout, or None when the checkpoint is in that layout already.
+
+    When copies of shared tensors differ and the setting `divergent` is "keep", the model is untied in place first.
+
+    Args:
+        call: the model in it is built, its config the checkpoint's.
+        opened: keeps the files open until loading is done.
+
+    Returns:
+        name -> tensor, or for 5.x what it reads a slice of a safetensors file from.
+
+    Raises:
+        MissingTensorError: a shared tensor is stored nowhere, or other names than the model's are stored.
+        CheckpointError: damaged files, a tensor in two of them, copies that contradict each other in dtype or shape,
+            adapters that are not merged.
+        DivergentCopiesError: copies differ and the setting `divergent` is "error".
+    """
+    model, quantizer, state_dict, files = call.given["model"], call.quantizer, call.given.get("state_dict"), call.files
+    if call.is_adapters or (state_dict is None and (not files or files[0].endswith(".gguf"))):
+        return None
+    if state_dict is not None and not state_dict:
+        return None  # this asks for an initialised model
+    decompress_once(model)
+    stored = Stored(state_dict, files, opened)
+    patterns = None if call.config is not None else call.given.get("key_mapping")
+    if patterns:  # 4.x looks for the model's prefix before it maps the names
+        stored.map(patterns)
+        call.given["key_mapping"] = None
+    elif not call.names_are_mapped:
+        stored.rename(model)
+    if quantizer is not None and is_bitsandbytes(quantizer):
+        fit_to_stored(model, stored.names, quantizer.quantization_config, stored.where)
+    sharing = SharingMap.from_config(model.config)
+    layout = plan(stored.names, sharing, where=stored.where)
+    if layout.is_identity and not stored.renamed:
+        return None
+    choice = settings().divergent
+    if sharing.model_type == "zamba" and choice == "keep":
+        choice = "error"  # one block by definition: there is no config that keeps the copies apart
+    layout, computed, divergences = layout.resolve(stored.read, choice)
+    if divergences:
+        _tell(divergences, choice, stored.where)
+    if layout.sharing != sharing:
+        untie(model)
+    if quantizer is not None:
+        rename_metadata(quantizer, ((name, stored.renamed.get(key, key)) for name, key in layout.sources.items()))
+    take = stored.read if call.config is None else stored.lazy
+    return {name: computed[name] if name in computed else take(source) for name, source in layout.sources.items()}
+
+
+def names_in(file: str) -> list[str]:
+    """The names in a .safetensors file, whose header is checked as every command does."""
+    fd = open_regular(Path(file), where=str(file))
+    try:
+        return [tensor.name for tensor in read_header(fd, shard=Path(file).name, where=str(file)).tensors]
+    finally:
+        os.close(fd)
+
+
+def _tell(divergences: list[Divergence], choice: str, where: str | None) -> None:
+    done = {
+        "keep": "every position keeps its own copy (num_mem_blocks = number of positions, more memory)",
+        "first": "the copy of the first layer is used",
+        "mean": "the mean of the copies is used",
+    }[choice]
+    worst = max(divergences, key=lambda d: d.distance)
+    logger.warning(
+        "%s: %d shared tensors are stored in copies that differ, by up to %.2g of their norm (%s); %s. %s",
+        where or "state_dict",
+        len(divergences),
+        worst.distance,
+        worst.key,
+        done,
+        REMEDY_DIVERGENT,
+    )
