@@ -18,6 +18,7 @@ flatten_tensor_state_dict; compressed_tensors.compressors; hqq.core.quantize; op
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 
 BITSANDBYTES = ("nf4", "fp4", "int8", "bitsandbytes")  # what `format_of` says of its formats
@@ -31,7 +32,8 @@ _COMPRESSED = ("packed", "scale", "zero_point", "shape", "g_idx", "global_scale"
 _CALIBRATED = tuple(f"{end}_{part}" for end in ("input", "output") for part in ("scale", "zero_point", "global_scale"))
 _HQQ = ("nbits", "group_size", "channel_wise", "round_zero", "view_as_float", "unpack_view_dtype", "quant_scale")
 _HQQ_LAST = ("quant_zero", "stores_quant_config", "offload_meta", "encoded_state_dict", "compute_dtype", "optimize")
-_HQQ_META = ("scale", "zero", "shape", "axis", "packing")  # no module of Zamba has a parameter of these names
+_HQQ_META = ("scale", "zero", "shape", "axis", "packing")  # of Zamba's linears; elsewhere they may mean anything
+_LINEAR = re.compile(r"(?:.*\.)?(?:\w+_proj|linear|\d+)")
 _OTHERS = ("weight_scale_inv", "activation_scale", "weight_scales", "qzeros", "scales", "g_idx", "codebooks")
 _TELLING = {"W_q": "HQQ", "weight_scale_inv": "FP8 with blocks", "codes": "AQLM", "weight_scales": "EETQ"}
 _PARTS = {
@@ -40,7 +42,6 @@ _PARTS = {
     *_CALIBRATED,
     *_HQQ,
     *_HQQ_LAST,
-    *_HQQ_META,
     *_OTHERS,
     *(f"weight_{part}" for part in _COMPRESSED),
 }
@@ -107,4 +108,5 @@ def _split(name: str) -> tuple[str, str] | None:
     if marker and (part in _4BIT or part.startswith(_QUANT_STATE) or part.split(".")[0] in _QUANTO):
         return f"{module}.weight", part
     module, _, part = name.rpartition(".")
-    return (f"{module}.weight", part) if module and (part in _PARTS or part.startswith(_TORCHAO)) else None
+    known = part in _PARTS or part.startswith(_TORCHAO) or (part in _HQQ_META and _LINEAR.fullmatch(module))
+    return (f"{module}.weight", part) if module and known else None
