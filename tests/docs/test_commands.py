@@ -27,7 +27,7 @@ HUB = "it takes a hub; tests/zamba_compat/hub has one"
 # A command line that is not run here -> why. Each is parsed all the same.
 NOT_RUN = {
     "zamba-compat run -- mergekit-yaml CONFIG OUT": "mergekit is an extra; tests/patches/mergekit runs it",
-    "zamba-compat inspect A B --plot map.png": "matplotlib is an extra; tests/zamba_compat/operations/test_heatmap.py draws",
+    "zamba-compat inspect A B --plot map.png": "matplotlib is an extra; operations/test_heatmap.py draws",
     "zamba-compat inspect Zyphra/Zamba2-1.2B": HUB,
     "zamba-compat quantize Zyphra/Zamba2-1.2B@main zamba2-1.2b-nf4": HUB,
     "zamba-compat convert-checkpoint SRC DST --push OWNER/NEW": HUB,
