@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from zamba_compat.operations.inspect import Inspected, Inspection
 
 _EQUAL, _ODD = "#d9d9d9", "#d62728"
+_PAGE = 11.0  # inches
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def draw(found: Inspection, path: str | os.PathLike[str]) -> Grid:
         what = "no shared tensor is stored more than once" if found.b is None else "no tensor is in both checkpoints"
         raise ZambaCompatError(f"There is nothing to draw: {what}.", remedy="Give a second checkpoint to compare with.")
     figure = import_module("matplotlib.figure").Figure(
-        figsize=(6 + 0.17 * len(grid.columns), 2.5 + 0.2 * len(grid.rows)), layout="constrained"
+        figsize=(6 + 0.17 * len(grid.columns), min(2.5 + 0.2 * len(grid.rows), _PAGE)), layout="constrained"
     )
     axes = figure.add_subplot()
     colors, patches = import_module("matplotlib.colors"), import_module("matplotlib.patches")
@@ -105,9 +106,15 @@ def draw(found: Inspection, path: str | os.PathLike[str]) -> Grid:
     step = math.ceil(len(grid.columns) / 30)
     shown = range(0, len(grid.columns), step)
     axes.set_xticks(list(shown), ["-" if grid.columns[i] is None else str(grid.columns[i]) for i in shown], fontsize=7)
-    axes.set_yticks(list(range(len(grid.rows))), list(grid.rows), fontsize=7)
+    axes.set_yticks(
+        list(range(len(grid.rows))), list(grid.rows), fontsize=min(7.0, 60 * (_PAGE - 2.5) / len(grid.rows))
+    )
     axes.set_xlabel("layer")
-    title = f"copies in {found.a.source}" if found.b is None else f"{found.b.source} from {found.a.source}"
+    title = (
+        f"copies in {found.a.source}: distance from the first"
+        if found.b is None
+        else f"distance of {found.b.source} from {found.a.source}"
+    )
     axes.set_title(title.replace("$", r"\$"), fontsize=9)
     if legend:
         figure.legend(handles=legend, loc="outside lower left", fontsize=7, ncols=2, frameon=False)

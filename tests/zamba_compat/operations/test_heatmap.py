@@ -77,6 +77,15 @@ def test_drawing(ending: str, pairs: tuple[Pair, ...], tmp_path: Path) -> None:
     assert "matplotlib.pyplot" not in sys.modules  # which would choose a window system
 
 
+def test_many_rows_fit_on_a_page(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    pairs = [Pair(f"model.layers.0.mamba.part{i}.weight", "mamba", (0,), "", "", 0.1) for i in range(120)]
+    draw(compared(*pairs), tmp_path / "map.png")
+    header = (tmp_path / "map.png").read_bytes()[:24]
+    assert len(comparison_grid(compared(*pairs)).rows) == 120
+    assert int.from_bytes(header[20:24], "big") <= 11 * 150  # inches, at 150 dots each
+
+
 def test_drawing_copies(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     found = Inspection(inspected(*COPIES))
