@@ -254,8 +254,9 @@ def test_bars_are_shown_where_somebody_looks(
     there: Hub, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import huggingface_hub
-    from huggingface_hub.utils.tqdm import are_progress_bars_disabled
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, enable_progress_bars
 
+    enable_progress_bars()  # whatever a test before has left
     there.add(ID, model)
     disabled: list[bool] = []
     original = huggingface_hub.snapshot_download

@@ -22,7 +22,7 @@ try:
 except ImportError as error:  # absent, or it does not take this transformers release
     pytest.skip(f"no PEFT for this release: {error}", allow_module_level=True)
 
-TINY = Path(__file__).parents[1] / "fixtures" / "tiny"
+TINY = Path(__file__).parents[2] / "fixtures" / "tiny"
 FORMS = {"as built": lambda model: None, "share": share_modules, "separate": separate_modules}
 NORMS = ("input_layernorm", "pre_ff_layernorm", "final_layernorm")
 ALL = 10_000  # a rank beyond every matrix's

@@ -228,7 +228,7 @@ def test_any_number_of_threads(loop: Loop, limit: int) -> None:
                     assert torch.equal(found, first), (threads, heads)
     """
     here = Path(__file__).parent
-    command = [sys.executable, "-c", program, str(here), str(here.parents[1])]
+    command = [sys.executable, "-c", program, str(here), str(here.parents[2])]
     subprocess.run(command, check=True, env={**os.environ, "OMP_THREAD_LIMIT": str(limit)})
 
 
