@@ -1,11 +1,11 @@
 """transformers' own tests of Zamba and Zamba2, without the import and with it: none may pass stock and fail armed.
 
-    python tools/check_upstream_tests.py CHECKOUT [--releases 4.57.6 5.9.0 5.15.1] [--only EXPRESSION] [--reports DIR]
+    python tools/check_upstream_tests.py CHECKOUT [--releases 4.57.6 5.2.0 5.15.1] [--only EXPRESSION] [--reports DIR]
 
 CHECKOUT is a clone of transformers, bare or not: of each release the tests at its tag are run, v4.57.6 and so on,
 unpacked into a temporary folder. A folder without the tag is taken as it lies, for a single release. What the tests
-import and transformers does not require is put beside the release, see tools/overlays.py. Exit status
-1 if a test passes stock and fails with the import, but for those in REFUSED; 2 if the tests cannot be run.
+import and transformers does not require is put beside the release, see tools/overlays.py. Exit status 1 if a test
+passes stock and fails with the import, but for those in REFUSED; 2 if the tests cannot be run.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import NamedTuple
 import overlays
 from _matrix import results
 
-RELEASES = ("4.57.6", "5.9.0", "5.15.1")
+RELEASES = ("4.57.6", "5.2.0", "5.15.1")
 TESTED = ("tests/models/zamba", "tests/models/zamba2")
 UNPACKED = ("tests", "utils", "conftest.py", "pyproject.toml", "setup.cfg")  # utils has modules that tests import
 BESIDE = {"parameterized": "0.9.0", "datasets": "4.4.1", "httpx": "0.28.1", "httpcore": "1.0.9"}
@@ -69,33 +69,40 @@ class UpstreamTestsError(Exception):
     """Tests that cannot be run: what is missing, and what to do."""
 
 
-def unpack(checkout: Path, release: str, target: Path, package: Path, *, only_one: bool) -> Path:
-    """The folder that holds the tests of a release: unpacked from its tag into `target`, or the checkout itself.
-
-    package: the release as it is installed, which some tests read as src/transformers.
+def is_tagged(checkout: Path, release: str, *, only_one: bool) -> bool:
+    """Whether the checkout has the tag of a release; if not, it is that release's as it lies.
 
     Raises:
         UpstreamTestsError: there is no such tag, and the folder cannot be this release's.
     """
     tag = f"v{release}"
-    git = ["git", "-C", str(checkout)]
-    tags = subprocess.run([*git, "tag", "--list", tag], capture_output=True, text=True)
+    tags = subprocess.run(["git", "-C", str(checkout), "tag", "--list", tag], capture_output=True, text=True)
     if tags.returncode == 0 and tags.stdout.strip():
-        there = subprocess.run([*git, "ls-tree", "--name-only", tag], capture_output=True, text=True, check=True)
-        wanted = [name for name in UNPACKED if name in there.stdout.splitlines()]
-        done = subprocess.run([*git, "archive", tag, "--", *wanted], capture_output=True)
-        if done.returncode:
-            raise UpstreamTestsError(f"{checkout}, {tag}: {done.stderr.decode(errors='replace').strip()}")
-        with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
-            archive.extractall(target, filter="data")
-        (target / "src").mkdir(exist_ok=True)
-        (target / "src" / "transformers").symlink_to(package, target_is_directory=True)
-        return target
+        return True
     if not all((checkout / folder).is_dir() for folder in TESTED):
         raise UpstreamTestsError(f"{checkout} has neither a tag {tag} nor {TESTED[1]}. Fetch the tag, or name a clone.")
     if not only_one:
         raise UpstreamTestsError(f"{checkout} has no tag {tag}; the folder as it lies can be one release's only.")
-    return checkout
+    return False
+
+
+def unpack(checkout: Path, release: str, target: Path, package: Path) -> Path:
+    """A folder with the tests of a release's tag, and the release itself as src/transformers, which some of them read.
+
+    Raises:
+        UpstreamTestsError: git cannot read the tag.
+    """
+    tag, git = f"v{release}", ["git", "-C", str(checkout)]
+    there = subprocess.run([*git, "ls-tree", "--name-only", tag], capture_output=True, text=True, check=True)
+    wanted = [name for name in UNPACKED if name in there.stdout.splitlines()]
+    done = subprocess.run([*git, "archive", tag, "--", *wanted], capture_output=True)
+    if done.returncode:
+        raise UpstreamTestsError(f"{checkout}, {tag}: {done.stderr.decode(errors='replace').strip()}")
+    with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
+        archive.extractall(target, filter="data")
+    (target / "src").mkdir(exist_ok=True)
+    (target / "src" / "transformers").symlink_to(package, target_is_directory=True)
+    return target
 
 
 def run(folder: Path, release: str, armed: bool, reports: Path, only: str, paths: Sequence[Path]) -> results.Result:
@@ -163,9 +170,10 @@ def check(checkout: Path, release: str, options: argparse.Namespace, folders: Se
         UpstreamTestsError: a run that broke off, or ran no test.
     """
     with tempfile.TemporaryDirectory(prefix="upstream-tests-") as scratch:
+        tagged = is_tagged(checkout, release, only_one=len(options.releases) == 1)
         paths = folders(release)
-        package = installed_package(paths)
-        folder = unpack(checkout, release, Path(scratch) / "tests", package, only_one=len(options.releases) == 1)
+        target = Path(scratch) / "tests"
+        folder = unpack(checkout, release, target, installed_package(paths)) if tagged else checkout
         reports = options.reports or Path(scratch)
         reports.mkdir(parents=True, exist_ok=True)
         with ThreadPoolExecutor(2) as pool:

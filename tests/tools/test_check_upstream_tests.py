@@ -12,7 +12,7 @@ import pytest
 
 import check_upstream_tests
 from _matrix.results import Result
-from check_upstream_tests import UpstreamTestsError, check, compare, unpack
+from check_upstream_tests import UpstreamTestsError, check, compare, is_tagged, unpack
 
 HERE = version("transformers")
 TESTS = {
@@ -116,18 +116,19 @@ def test_exit_status(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_tests_of_the_tag(checkout: Path, tmp_path: Path) -> None:
     package = check_upstream_tests.installed_package(())
-    folder = unpack(checkout, HERE, tmp_path / "unpacked", package, only_one=False)
+    folder = unpack(checkout, HERE, tmp_path / "unpacked", package)
     assert (folder / "src/transformers/models/zamba2").is_dir()
     text = (folder / "tests/models/zamba2/test_modeling_zamba2.py").read_text()
     assert "MissingTensorError" in text and folder == tmp_path / "unpacked"
-    assert unpack(checkout, "0.1.0", tmp_path / "none", package, only_one=True) == checkout  # as it lies
+    assert is_tagged(checkout, HERE, only_one=False)
+    assert not is_tagged(checkout, "0.1.0", only_one=True)  # as it lies
 
 
 def test_nothing_to_run(checkout: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UpstreamTestsError, match=r"no tag v0.1.0; the folder as it lies can be one release's only"):
-        unpack(checkout, "0.1.0", tmp_path, tmp_path, only_one=False)
+        is_tagged(checkout, "0.1.0", only_one=False)
     with pytest.raises(UpstreamTestsError, match=r"neither a tag v0.1.0 nor tests/models/zamba2"):
-        unpack(tmp_path, "0.1.0", tmp_path, tmp_path, only_one=True)
+        is_tagged(tmp_path, "0.1.0", only_one=True)
     assert check_upstream_tests.main([str(tmp_path), "--releases", "0.1.0"]) == 2
     assert "Fetch the tag" in capsys.readouterr().err
 
