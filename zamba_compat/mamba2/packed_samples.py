@@ -61,10 +61,15 @@ def _first(*tensors: Tensor | None) -> Tensor:
 
 
 def _restarts(positions: Tensor, kept: Tensor) -> Tensor:
-    """Kept tokens whose position is not above that of the last kept one before. Both: [batch, seq]."""
+    """Kept tokens whose position is not above that of the last kept one before. Both: [batch, seq].
+
+    generate() without a cache counts on from padding at a row's end, whose position is 0 or 1: no sample begins there.
+    """
     index = torch.arange(kept.shape[1], device=kept.device).expand_as(kept).masked_fill(~kept, -1)
     before = torch.cat([index.new_full((len(index), 1), -1), index.cummax(1).values[:, :-1]], 1)
-    return kept & (before >= 0) & (positions <= positions.gather(1, before.clamp(min=0)))
+    counted_on = torch.zeros_like(kept)
+    counted_on[:, 1:] = ~kept[:, :-1] & (positions[:, 1:] == positions[:, :-1] + 1) & (positions[:, 1:] > 0)
+    return kept & (before >= 0) & (positions <= positions.gather(1, before.clamp(min=0))) & ~counted_on
 
 
 def positions(numbers: Tensor) -> Tensor:

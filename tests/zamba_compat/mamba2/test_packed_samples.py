@@ -57,3 +57,13 @@ def test_masks() -> None:
     for implementation, rows in (("flash_attention_2", numbers), ("flex_attention", numbers[:, :3])):
         with pytest.raises(PackedSamplesError, match=implementation):
             packed_samples.mask_for(implementation, rows, torch.float16)
+
+
+@pytest.mark.parametrize("filler", [0, 1])
+def test_counting_on_from_padding_begins_no_sample(filler: int) -> None:
+    """What generate() does without a cache after a prompt with padding at its end, in releases of either filler."""
+    mask = torch.tensor([[1, 1, 1, 1, 0, 1, 1], [1, 1, 1, 1, 1, 1, 1]])
+    positions = torch.tensor([[0, 1, 2, 3, filler, filler + 1, filler + 2], [0, 1, 2, 3, 4, 5, 6]])
+    assert packed_samples.documents(mask.shape, positions, mask) is None
+    positions[0, 5:] = torch.tensor([0, 1])  # a sample
+    assert packed_samples.documents(mask.shape, positions, mask) is not None
