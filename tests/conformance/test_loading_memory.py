@@ -67,8 +67,11 @@ def at_each_quantization(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @pytest.mark.mended_by("quantized-one-by-one")
 @pytest.mark.parametrize("method", ["nf4", "int8"])
-def test_one_weight_at_a_time(method: str, checkpoint: Checkpoint, at_each_quantization: list[int]) -> None:
-    directory = checkpoint("1.2B", dtype=torch.bfloat16)
+@pytest.mark.parametrize("pattern", ["1.2B"])
+def test_one_weight_at_a_time(
+    pattern: str, method: str, checkpoint: Checkpoint, at_each_quantization: list[int]
+) -> None:
+    directory = checkpoint(pattern, dtype=torch.bfloat16)
     gc.collect()
     before = sum(held_in_16_bits().values())
 
