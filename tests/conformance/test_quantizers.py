@@ -27,8 +27,8 @@ OTHERS = [row for row in ROWS if row.needs not in ("bitsandbytes", "transformers
 @pytest.mark.parametrize("row", OTHERS, ids=[row.name for row in OTHERS])
 def test_everything_about_a_format(row: Any, tmp_path: Path) -> None:
     pytest.importorskip(row.needs, reason=f"{row.name} needs {row.needs}")
-    transformers = pytest.importorskip("transformers", minversion="5.13")
-    assert transformers
+    # 5.13 and 5.14 save no model of compressed-tensors, a Llama neither: 'NoneType' object has no attribute 'convert'.
+    pytest.importorskip("transformers", minversion="5.15" if row.needs == "compressed_tensors" else "5.13")
     result = check(row, TINY, tmp_path)
     assert result.right, result.line
 
