@@ -10,6 +10,7 @@ differ, that is said, and the exit status is 1.
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import subprocess
 import sys
@@ -60,9 +61,11 @@ class Worker:
 
     def __init__(self, mode: str, directory: str, kind: str, dtype: str) -> None:
         command = [sys.executable, __file__, "--work", mode, directory, kind, dtype]
+        # Threads that wait actively after a forward pass would take the cores from the other process's.
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-        )
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+            env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"},
+        )  # fmt: skip
         self._read()
 
     def _read(self) -> str:
