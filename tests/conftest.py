@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,16 @@ def armed() -> bool:
 
     zamba_compat.install()
     return True
+
+
+@pytest.fixture(autouse=True)
+def environment() -> Iterator[None]:
+    """No test leaves variables behind: `zamba-compat run` arms every process that is started after it."""
+    before = dict(os.environ)
+    yield
+    for name in os.environ.keys() - before.keys() - {"PYTEST_CURRENT_TEST"}:
+        del os.environ[name]
+    os.environ.update({name: value for name, value in before.items() if name != "PYTEST_CURRENT_TEST"})
 
 
 @pytest.fixture(autouse=True)
