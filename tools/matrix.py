@@ -1,7 +1,7 @@
 """Run tests/conformance under transformers releases, and make the support table from what came out.
 
     python tools/matrix.py                        every release, with the import
-    python tools/matrix.py --ci                   CI's releases
+    python tools/matrix.py --ci                   CI's releases: between them every adapter (tools/_matrix/ci.py)
     python tools/matrix.py --releases 5.1.0,5.17.0 -- -k rotary
     python tools/matrix.py --stock                without the import: what an adapter mends must fail
     python tools/matrix.py --json docs/support.json --new tests/conformance/test_x.py
@@ -26,8 +26,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from _matrix import results, runner, table
-from _matrix.releases import CI_RELEASES, RELEASES
+from _matrix import ci, results, runner, table
+from _matrix.releases import RELEASES
 from _matrix.results import Mode, Result
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -64,7 +64,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def chosen(options: argparse.Namespace) -> tuple[str, ...]:
-    releases = CI_RELEASES if options.ci else RELEASES
+    releases = tuple(ci.releases()) if options.ci else RELEASES
     if options.releases:
         releases = tuple(part.strip() for part in options.releases.split(",") if part.strip())
     installed = version("transformers") if options.but_installed else None

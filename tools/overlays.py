@@ -27,7 +27,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from _matrix.releases import CI_RELEASES, MERGEKIT, PINS, RELEASES
+from _matrix import ci
+from _matrix.releases import MERGEKIT, PINS, RELEASES
 
 ROOT = Path(__file__).resolve().parents[1]
 OVERLAYS = ROOT / ".overlays"
@@ -174,7 +175,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.command == "build":
             wanted = [
                 *options.versions,
-                *(CI_RELEASES if options.ci else ()),
+                *(ci.releases() if options.ci else ()),
                 *(RELEASES if options.all else ()),
             ]
             with ThreadPoolExecutor(2) as pool:

@@ -10,11 +10,6 @@ RELEASES = (
 )  # fmt: skip
 """The last patch release of every minor line that has Zamba2, oldest first."""
 
-CI_RELEASES = (
-    "4.49.0", "4.53.3", "4.57.6", "5.0.0", "5.1.0", "5.3.0", "5.4.0", "5.14.1", "5.16.1", "5.17.0", *RELEASES[-2:],
-)  # fmt: skip
-"""Both ends, and both sides of every boundary between adapters that differ much."""
-
 PINS: dict[str, tuple[str, ...]] = {
     "certifi": ("2026.10.18",),
     "charset-normalizer": ("3.5.2",),
