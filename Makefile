@@ -89,8 +89,14 @@ faults: $(READY) ## hundreds of crashes per command and two minutes of fuzzing; 
 fuzz: $(READY) ## fuzz the readers for ten minutes; FUZZ_ARGS=--atheris where atheris is installed
 	$(PY) tools/fuzz.py --seconds 600 $(FUZZ_ARGS)
 
-wheel: $(READY) ## wheel and sdist into dist/
+wheel: $(READY) ## sdist, a wheel of this platform (manylinux) and one for any, without the engine, into dist/
+	rm -rf dist build/lib build/bdist.*
 	$(PY) -m build --no-isolation
+	rm -rf build/lib build/bdist.*
+	ZAMBA_COMPAT_PURE=1 $(PY) -m build --no-isolation --wheel
+	@for wheel in dist/*-linux_*.whl; do test ! -e "$$wheel" || { \
+	  PATH="$(abspath $(VENV))/bin:$$PATH" $(PY) -m auditwheel repair --wheel-dir dist "$$wheel" && rm "$$wheel"; } || exit 1; done
+	@ls dist
 
 clean: ## remove everything that make has made
 	rm -rf $(VENV) .overlays build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache

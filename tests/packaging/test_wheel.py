@@ -62,19 +62,21 @@ def packages_in(top: Path, name: str) -> set[str]:
 
 @pytest.fixture(scope="module")
 def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the sdist, and the wheel that was built from that sdist."""
+    """What `make wheel` makes: the sdist, and wheels of which the first was built from that sdist."""
     pytest.importorskip("build")
     work = tmp_path_factory.mktemp("dist")
     shutil.copytree(ROOT, work / "source", ignore=shutil.ignore_patterns(*NOT_SOURCE), symlinks=True)
-    done = run(sys.executable, "-m", "build", "--no-isolation", "--outdir", work / "out", "source", cwd=work)
+    made = f"--old-file={sys.prefix}/.ready"  # the environment is there
+    done = run("make", "wheel", f"VENV={sys.prefix}", made, cwd=work / "source")
     assert done.returncode == 0, done.stdout + done.stderr
-    return work / "out"
+    return work / "source" / "dist"
 
 
 @pytest.fixture(scope="module")
 def wheel(dist: Path) -> Path:
-    (found,) = dist.glob("*.whl")
-    return found
+    """The one with the engine, where there is a compiler."""
+    found = {path.stem.endswith("-any"): path for path in dist.glob("*.whl")}
+    return found[not COMPILER]
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +159,7 @@ def test_requirements_have_both_bounds(metadata: Message) -> None:
 @pytest.mark.slow
 def test_wheel_holds_the_packages_and_nothing_else(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
-        names = {name for name in archive.namelist() if ".dist-info/" not in name}
+        names = {name for name in archive.namelist() if ".dist-info/" not in name and not name.endswith("/")}
         (entry_points,) = [name for name in archive.namelist() if name.endswith("/entry_points.txt")]
         assert b"zamba-compat = zamba_compat.cli.main:main" in archive.read(entry_points)
     own = {path.relative_to(ROOT).as_posix() for path in (ROOT / "zamba_compat").rglob("*.py")}
@@ -166,7 +168,18 @@ def test_wheel_holds_the_packages_and_nothing_else(wheel: Path) -> None:
     compiled = {"zamba_compat/cpu/native/_kernels.so"} if COMPILER else set()
     rest = {f"zamba_compat/{path}" for path in adapters | data}
     assert names == own | rest | compiled
-    assert wheel.name.split("-")[2:4] == ["py3", "none"]
+    python, abi, platform = wheel.stem.split("-")[2:]
+    assert (python, abi) == ("py3", "none")
+    assert platform.startswith("manylinux_2_") if COMPILER else platform == "any"  # an index refuses linux_x86_64
+
+
+@pytest.mark.slow
+def test_there_is_a_wheel_for_any_platform(dist: Path) -> None:
+    (pure,) = dist.glob("*-py3-none-any.whl")
+    with zipfile.ZipFile(pure) as archive:
+        assert not [name for name in archive.namelist() if name.endswith((".so", ".c", ".h"))]
+        assert "zamba_compat/cpu/native/__init__.py" in archive.namelist()
+    assert len([*dist.iterdir()]) == (3 if COMPILER else 2)
 
 
 @pytest.mark.slow
@@ -177,6 +190,7 @@ def test_without_a_compiler_it_is_built_all_the_same(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     (built,) = (tmp_path / "out").glob("*.whl")
     assert "zamba_compat/cpu/native/_kernels.so" not in zipfile.ZipFile(built).namelist()
+    assert built.name.endswith("-py3-none-any.whl")
 
 
 @pytest.mark.slow
