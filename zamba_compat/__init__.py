@@ -9,18 +9,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ._engine.registry import AdapterStatus, Registry
+from ._version import __version__
 from .errors import ZambaCompatError
-from .settings import configure, disabled, on_change, settings
+from .settings import configure, disabled, on_change, setting, settings
 
 if TYPE_CHECKING:
     from .layout.sharing import SharingMap
     from .runtime.modules import separate_modules, share_modules
 
-__version__ = "0.1.0"
 __all__ = [
     "AdapterStatus",
     "SharingMap",
     "ZambaCompatError",
+    "__version__",
     "configure",
     "install",
     "separate_modules",
@@ -38,9 +39,11 @@ def registry() -> Registry:
     global _registry
     if _registry is None:
         from .patches import ADAPTERS, JUDGED, VERIFIED
+        from .runtime import postconditions
 
-        _registry = Registry(ADAPTERS, verified=VERIFIED, judged=JUDGED, disabled=_disabled)
+        _registry = Registry(ADAPTERS, verified=VERIFIED, judged=JUDGED, disabled=_disabled, quiet=_quiet)
         on_change["disable"] = _rearm
+        postconditions.registry = _registry
     return _registry
 
 
@@ -56,6 +59,10 @@ def _disabled() -> frozenset[str]:
             ", ".join(sorted(unknown)),
         )
     return names
+
+
+def _quiet() -> bool:
+    return bool(setting("unverified") == "ignore")
 
 
 def _rearm() -> None:

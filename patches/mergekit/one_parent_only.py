@@ -29,7 +29,7 @@ def _error(name: str, having: list[Any], lacking: list[Any]) -> CheckpointError:
 
 def refuse_planned(original: Any) -> Any:
     def plan_tensor(self: Any, weight: Any, weights_in: Any, models: Any, cfg_reader: Any) -> None:
-        from zamba_compat.mergekit.presence import is_tied_head, is_trained, stores
+        from zamba_compat.merging.mergekit.presence import is_tied_head, is_trained, stores
 
         if len(models) > 1 and is_trained(weight.name):
             trust_remote_code = self.options.trust_remote_code
@@ -53,7 +53,7 @@ def refuse_unknown(original: Any) -> Any:
         from mergekit.config import ConfigReader
         from mergekit.io.tasks import LoaderCache
 
-        from zamba_compat.mergekit.presence import has_t, is_tied_head, is_trained, of_one_only
+        from zamba_compat.merging.mergekit.presence import has_t, is_tied_head, is_trained, of_one_only
 
         architecture = self.out_model_config.architectures
         models = dict.fromkeys(source.model for part in definition.slices for source in part.sources)

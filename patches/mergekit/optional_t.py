@@ -18,7 +18,7 @@ from zamba_compat._engine.registry import Adapter, Patch
 
 def keep_base(original: Any) -> Any:
     def plan_tensor(self: Any, weight: Any, weights_in: Any, models: Any, cfg_reader: Any) -> None:
-        from zamba_compat.mergekit.presence import has_t
+        from zamba_compat.merging.mergekit.presence import has_t
 
         # After the last layer there is one weight for each source of the first slice, and a model for each of the last.
         weights_in = [*weights_in, *[weight] * (len(models) - len(weights_in))]

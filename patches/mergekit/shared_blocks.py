@@ -19,16 +19,16 @@ from zamba_compat._engine.registry import Adapter, Patch
 
 
 def architectures(original: Any) -> Any:
-    from zamba_compat.mergekit.architecture import NAME, architecture
+    from zamba_compat.merging.mergekit.architecture import NAME, architecture
 
     return {**original, NAME: [architecture()]}
 
 
 def plan(original: Any) -> Any:
     def _plan(self: Any) -> None:
-        from zamba_compat.mergekit.architecture import architecture
-        from zamba_compat.mergekit.presence import is_tied_head
-        from zamba_compat.mergekit.shared import check_slices, folded
+        from zamba_compat.merging.mergekit.architecture import architecture
+        from zamba_compat.merging.mergekit.presence import is_tied_head
+        from zamba_compat.merging.mergekit.shared import check_slices, folded
 
         if self.arch_info is not architecture():
             original(self)
@@ -46,7 +46,7 @@ def plan(original: Any) -> Any:
 
 def loader(original: Any) -> Any:
     def lazy_loader(self: Any, cache_dir: str | None = None, lazy_unpickle: bool = True) -> Any:
-        from zamba_compat.mergekit.parents import hub_loader
+        from zamba_compat.merging.mergekit.parents import hub_loader
 
         return hub_loader(original(self, cache_dir, lazy_unpickle))
 

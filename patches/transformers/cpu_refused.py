@@ -31,7 +31,7 @@ def refuse(original: Any) -> Any:
         import torch
 
         if raise_exception and not torch.cuda.is_available():
-            from zamba_compat.runtime.bitsandbytes import refuse_on_cpu
+            from zamba_compat.layout.bitsandbytes_limits import refuse_on_cpu
 
             refuse_on_cpu()
         return original(raise_exception)

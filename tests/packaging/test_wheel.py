@@ -29,7 +29,7 @@ else:
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-VERSION = re.findall(r'^__version__ = "(.+)"$', (ROOT / "zamba_compat/__init__.py").read_text(), re.MULTILINE)
+VERSION = re.findall(r'^__version__ = "(.+)"$', (ROOT / "zamba_compat/_version.py").read_text(), re.MULTILINE)
 NOT_SOURCE = (
     ".*cache",
     ".git",

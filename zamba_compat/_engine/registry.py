@@ -46,6 +46,7 @@ class Registry:
         verified: the record of tested releases, a file or what it holds; None takes every release for tested.
         judged: by library and group, what is checked by what it computes.
         disabled: the names of adapters and groups to leave off; asked at each arming.
+        quiet: whether not to warn of groups that are off in a release that was not tested; asked at each import.
 
     Raises:
         AdapterError: two adapters share a name, or a target across libraries.
@@ -59,6 +60,7 @@ class Registry:
         verified: str | Mapping[str, Any] | None = None,
         judged: Iterable[Group] = (),
         disabled: Callable[[], frozenset[str]] = frozenset,
+        quiet: Callable[[], bool] = bool,
     ) -> None:
         self.adapters = tuple(adapters)
         modules = tuple(dict.fromkeys(name for adapter in self.adapters for name in adapter.modules))
@@ -70,6 +72,7 @@ class Registry:
         self._applier = Applier(
             self._libraries, verified=Verified(verified), judged=frozenset(judged), disabled=disabled
         )
+        self._quiet = quiet
         self._told: set[Group] = set()
         self._watcher = ImportWatcher(self._modules, self._on_import)
 
@@ -190,9 +193,7 @@ class Registry:
 
     def _tell(self, failures: Mapping[Group, Failure]) -> None:
         """Warn of each group that is off in a release that was not tested, once; speed is no matter for a warning."""
-        from zamba_compat.settings import setting
-
-        if setting("unverified") == "ignore":
+        if self._quiet():
             return
         for (library, group), failure in failures.items():
             if (library, group) not in self._told and group not in ("speed", "release"):

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NoReturn
 
+from zamba_compat.checkpoint.hub.names import on_hub
 from zamba_compat.errors import CheckpointError
-from zamba_compat.hub.names import on_hub
 
 from .file_kinds import LENGTH, refuse_adapter_alone, refuse_other_kinds
 from .files import stays_inside
@@ -68,7 +68,7 @@ def locate(source: str | os.PathLike[str], *, allow_pickle: bool = True) -> Loca
         _refuse(f"It cannot be read: {reason}.", ascii(str(path)[:200]), "Check the path.")
     name = None
     if (hub := on_hub(os.fsdecode(source))) is not None:
-        from zamba_compat.hub.download import fetch
+        from zamba_compat.checkpoint.hub.download import fetch
 
         name, path = hub.id, fetch(hub, "weights" if allow_pickle else "safetensors")
     if path.is_dir():

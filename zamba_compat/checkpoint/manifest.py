@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from typing import Any
 
+from zamba_compat._version import __version__
+
 from .location import MANIFEST
 from .staging import Staging
 from .writer import Written
@@ -34,8 +36,6 @@ def write_manifest(
     Raises:
         DestinationError: it could not be written.
     """
-    from zamba_compat import __version__
-
     content: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
         "package": {"name": "zamba_compat", "version": __version__},

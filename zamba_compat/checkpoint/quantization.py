@@ -111,7 +111,7 @@ def require_bitsandbytes(method: Method) -> str:
 
     from packaging.version import Version
 
-    from zamba_compat.runtime.bitsandbytes import refuse_fp4, refuse_on_cpu
+    from zamba_compat.layout.bitsandbytes_limits import refuse_fp4, refuse_on_cpu
 
     try:
         found = version("bitsandbytes")

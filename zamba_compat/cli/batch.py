@@ -70,7 +70,7 @@ def run(options: argparse.Namespace) -> int:
 def _run(options: argparse.Namespace, how: Loading, sampling: Sampling) -> BatchReport:
     from tqdm import tqdm  # type: ignore[import-untyped]
 
-    from zamba_compat.hub.names import on_hub
+    from zamba_compat.checkpoint.hub.names import on_hub
     from zamba_compat.inference.batching import run_batch
     from zamba_compat.inference.fingerprint import fingerprint
     from zamba_compat.inference.loading import directory_of, load

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from zamba_compat.cli.progress import progress
 from zamba_compat.cli.upload import add_push, asked, push
 from zamba_compat.cli.usage import DTYPES, dtype, usage
 
 if TYPE_CHECKING:
-    from zamba_compat.checkpoint.progress import Bar
     from zamba_compat.checkpoint.report import Report
 
 EXAMPLES = """
@@ -148,7 +147,7 @@ def run(options: argparse.Namespace) -> int:
             act_order=options.act_order,
             keep_unused_adapters=options.keep_unused_adapters,
         ),
-        progress=None if options.quiet or not sys.stderr.isatty() else bar,
+        progress=progress(options),
     )
     if not options.json and not options.quiet:
         print(text(report), flush=True)
@@ -156,14 +155,6 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps({**report.as_dict(), "pushed": None if done is None else asdict(done)}, indent=2))
     return 0
-
-
-def bar(what: str, total: int) -> Bar:
-    """Bytes, rate and time left, on standard error."""
-    from tqdm import tqdm  # type: ignore[import-untyped]
-
-    shown: Bar = tqdm(desc=what, total=total, unit="B", unit_scale=True, leave=False)
-    return shown
 
 
 def text(report: Report) -> str:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .convert import CHOICES, bar
+from .convert import CHOICES
+from .progress import progress, telling
 from .upload import add_push, asked, push
 from .usage import DTYPES, dtype
 
@@ -106,23 +106,18 @@ def run(options: argparse.Namespace) -> int:
         )
     texts = texts_of(options)
     if texts:
-        from zamba_compat.extraction.judged import require_peft
+        from zamba_compat.operations.judge_lora import require_peft
 
         require_peft()  # before anything is computed
     where = asked(options)
-    shown = not options.quiet and sys.stderr.isatty()
-    report = extract_lora(options.base, options.tuned, options.destination, settings, progress=bar if shown else None)
+    report = extract_lora(options.base, options.tuned, options.destination, settings, progress=progress(options))
     if not options.json and not options.quiet:
         print(text(report), flush=True)
     found = None
     if texts:
-        from zamba_compat.extraction.judged import judge
+        from zamba_compat.operations.judge_lora import judge
 
-        def tell(model: str, what: str) -> None:
-            if shown:
-                print(f"{model}: {what} ...", file=sys.stderr)
-
-        found = judge(report, texts, tell=tell)
+        found = judge(report, texts, tell=telling(options))
     if found is not None and not options.json:
         from .evaluate import table
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
+
+from zamba_compat.cli.progress import progress
 
 if TYPE_CHECKING:
     from zamba_compat.operations.heatmap import Grid
@@ -53,7 +54,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from zamba_compat.cli.convert import bar
     from zamba_compat.operations.heatmap import draw, require_matplotlib
     from zamba_compat.operations.inspect import inspect
 
@@ -65,7 +65,7 @@ def run(options: argparse.Namespace) -> int:
         components=tuple(options.component or COMPONENTS),
         values=options.values,
         allow_pickle=options.allow_pickle,
-        progress=None if options.quiet or not sys.stderr.isatty() else bar,
+        progress=progress(options),
     )
     if options.json:
         print(json.dumps(found.as_dict(), indent=2, allow_nan=False))

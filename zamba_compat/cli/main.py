@@ -17,6 +17,7 @@ import re
 import sys
 from collections.abc import Sequence
 
+from zamba_compat._version import __version__
 from zamba_compat.cli.usage import Help, Parser, WrongUsage
 from zamba_compat.errors import ZambaCompatError
 
@@ -49,8 +50,6 @@ EPILOG = (
 
 def parser() -> Parser:
     """The parser of all commands. Its errors are `WrongUsage`, raised."""
-    from zamba_compat import __version__
-
     Parser.commands = tuple(COMMANDS)
     top = Parser(
         prog="zamba-compat",
@@ -151,7 +150,7 @@ def _complete(commands: argparse.ArgumentParser) -> None:
 
 def _keep_quiet(options: argparse.Namespace) -> None:
     """Of other packages' messages, those that tell who runs a command nothing to act on; bars that nobody looks at."""
-    from zamba_compat.hub import bars
+    from zamba_compat.checkpoint.hub import bars
     from zamba_compat.inference.messages import leave_out
 
     leave_out()

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from .convert import CHOICES, METHODS, bar
+from .convert import CHOICES, METHODS
+from .progress import progress, telling
 from .upload import add_push, asked, push
 from .usage import DTYPES, WrongUsage, dtype, usage
 
 if TYPE_CHECKING:
-    from zamba_compat.merging.judged import Judgement
     from zamba_compat.merging.report import MergeReport
+    from zamba_compat.operations.judge_merge import Judgement
 
 
 EXAMPLES = """
@@ -136,12 +136,12 @@ def run(options: argparse.Namespace) -> int:
             keep_shared_16bit=options.keep_shared_16bit,
             random_seed=options.random_seed,
         ),
-        progress=None if options.quiet or not sys.stderr.isatty() else bar,
+        progress=progress(options),
     )
     if not options.json and not options.quiet:
         print(text(report, explain=options.explain), flush=True)
     if options.plot:
-        from zamba_compat.merging.chart import draw
+        from zamba_compat.operations.merge_chart import draw
 
         draw(report, options.plot)
     found = _judge(report, texts, options) if texts else None
@@ -173,15 +173,10 @@ def texts_of(options: argparse.Namespace) -> dict[str, str]:
 
 
 def _judge(report: MergeReport, texts: dict[str, str], options: argparse.Namespace) -> Judgement:
-    from zamba_compat.merging.judged import judge
+    from zamba_compat.operations.judge_merge import judge
 
-    shown = not options.quiet and sys.stderr.isatty()
-
-    def tell(model: str, what: str) -> None:
-        if shown:
-            print(f"{model}: {what} ...", file=sys.stderr)
-
-    return judge(report, texts, tuple(map(str, options.evaluate)), progress=bar if shown else None, tell=tell)
+    files = tuple(map(str, options.evaluate))
+    return judge(report, texts, files, progress=progress(options), tell=telling(options))
 
 
 def text(report: MergeReport, *, explain: bool = False) -> str:
@@ -215,8 +210,8 @@ def _vectors(vectors: int, tensors: int, first: str) -> str:
 
 def explained(report: MergeReport) -> list[str]:
     """The table of layers, and what its numbers are."""
-    from zamba_compat.merging.chart import layer_table
     from zamba_compat.merging.methods import METHODS
+    from zamba_compat.operations.merge_chart import layer_table
 
     ordered = dict.fromkeys(model for group in report.groups for model in group.values or ())
     what = METHODS[report.method].main or "the parameters"

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from zamba_compat.cli.progress import progress
 from zamba_compat.cli.usage import WrongUsage
 
 if TYPE_CHECKING:
-    from zamba_compat.hub.upload import Target, Uploaded
+    from zamba_compat.operations.upload import Target, Uploaded
 
 EXAMPLES = """
   zamba-compat upload DIR OWNER/NAME
@@ -54,7 +54,7 @@ def asked(options: argparse.Namespace) -> Target | None:
         WrongUsage: --public alone, or no name that a model can have.
         DestinationError: nothing could be uploaded there.
     """
-    from zamba_compat.hub.names import parse
+    from zamba_compat.checkpoint.hub.names import parse
 
     if options.push is None:
         if options.public:
@@ -65,7 +65,7 @@ def asked(options: argparse.Namespace) -> Target | None:
             f"{options.push!r} is no name that a model on the hub can have.",
             remedy="Give OWNER/NAME, or OWNER/NAME@BRANCH.",
         )
-    from zamba_compat.hub.upload import target
+    from zamba_compat.operations.upload import target
 
     return target(options.push, public=options.public)
 
@@ -80,14 +80,13 @@ def push(options: argparse.Namespace, where: Target | None, directory: str) -> U
     """
     if where is None:
         return None
-    from zamba_compat.cli.convert import bar
-    from zamba_compat.hub.upload import upload
+    from zamba_compat.operations.upload import upload
 
     done = upload(
         directory,
         where,
         message=f"Upload by zamba-compat {options.command}",
-        progress=None if options.quiet or not sys.stderr.isatty() else bar,
+        progress=progress(options),
     )
     if not options.json:
         print(done.url if options.quiet else f"{'private' if done.private else 'public'}, on the hub: {done.url}")

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from typing import TYPE_CHECKING
+
+from zamba_compat.cli.progress import progress
 
 EXAMPLES = """
   zamba-compat verify CHECKPOINT
@@ -28,10 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from zamba_compat.cli.convert import bar
     from zamba_compat.operations.verify import verify
 
-    found = verify(options.directory, progress=None if options.quiet or not sys.stderr.isatty() else bar)
+    found = verify(options.directory, progress=progress(options))
     if options.json:
         print(json.dumps(found.as_dict(), indent=2))
     elif not options.quiet:

@@ -14,11 +14,11 @@ from typing import Any
 from safetensors import SafetensorError
 
 from zamba_compat.checkpoint.files import read_small
+from zamba_compat.checkpoint.hub.download import fetch
+from zamba_compat.checkpoint.hub.names import on_hub
 from zamba_compat.checkpoint.location import enter
 from zamba_compat.checkpoint.shapes import fill_in
 from zamba_compat.errors import CheckpointError, ZambaCompatError
-from zamba_compat.hub.download import fetch
-from zamba_compat.hub.names import on_hub
 from zamba_compat.layout.config import MODEL_TYPES, dialect_of, normalise_config, read_config
 from zamba_compat.layout.sharing import SharingMap
 

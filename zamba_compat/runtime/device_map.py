@@ -6,8 +6,7 @@ block's first user, so that loaders and hooks, which know nothing of the sharing
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, WeakSet
@@ -15,6 +14,7 @@ from weakref import WeakKeyDictionary, WeakSet
 from zamba_compat.errors import ZambaCompatError
 from zamba_compat.layout.sharing import SharingMap
 
+from .modules import one_name_per_module, ties
 from .offload import Source, offload_index
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ def normalise(device_map: Mapping[str, Any], model: Any, sharing: SharingMap) ->
     for name in sorted(device_map, key=len):
         if name in result:
             _isolate(result, name, model)
-    for alias, canonical in _ties(model, sharing):
+    for alias, canonical in ties(model, sharing):
         place, inside = place_of(result, canonical), _inside(result, canonical)
         own = _inside(result, alias)
         covered = place is not None or inside
@@ -161,41 +161,6 @@ def normalise(device_map: Mapping[str, Any], model: Any, sharing: SharingMap) ->
         for name in moved:
             _isolate(result, name, model)
     return result
-
-
-def _ties(model: Any, sharing: SharingMap) -> Iterator[tuple[str, str]]:
-    """Each module that is another name for the parameters of an earlier one, and that one."""
-    prefix = f"{model.base_model_prefix}." if hasattr(model, model.base_model_prefix) else ""
-    for position in sharing.positions:
-        alias, canonical = (f"{prefix}layers.{n}.{sharing.stem}" for n in (position.layer, position.canonical_layer))
-        if alias != canonical:
-            yield alias, canonical
-    if sharing.tied_embeddings and hasattr(model, "lm_head"):
-        yield "lm_head", f"{prefix}embed_tokens"
-
-
-@contextmanager
-def one_name_per_module(model: Any) -> Iterator[list[str]]:
-    """Take modules out of the tree where they appear a second time; yields the names taken out.
-
-    In 4.x all positions of a block are one module object, and hooks attached to it under each name would read an
-    offloaded block once per name at every use.
-    """
-    sharing = SharingMap.from_config(model.config)
-    saved: list[tuple[Any, dict[str, Any]]] = []
-    hidden = []
-    try:
-        for alias, canonical in _ties(model, sharing):
-            if model.get_submodule(alias) is model.get_submodule(canonical):
-                parent = model.get_submodule(alias.rpartition(".")[0])
-                saved.append((parent, dict(parent._modules)))
-                del parent._modules[alias.rpartition(".")[2]]
-                hidden.append(alias)
-        yield hidden
-    finally:
-        for parent, modules in saved:
-            parent._modules.clear()
-            parent._modules.update(modules)
 
 
 def place_of(device_map: Mapping[str, Any], name: str) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from zamba_compat.errors import ZambaCompatError
@@ -110,6 +111,41 @@ def keep_apart(model: nn.Module) -> bool:
 
     untie(model)
     return True
+
+
+def ties(model: Any, sharing: SharingMap) -> Iterator[tuple[str, str]]:
+    """Each module that is another name for the parameters of an earlier one, and that one."""
+    prefix = f"{model.base_model_prefix}." if hasattr(model, model.base_model_prefix) else ""
+    for position in sharing.positions:
+        alias, canonical = (f"{prefix}layers.{n}.{sharing.stem}" for n in (position.layer, position.canonical_layer))
+        if alias != canonical:
+            yield alias, canonical
+    if sharing.tied_embeddings and hasattr(model, "lm_head"):
+        yield "lm_head", f"{prefix}embed_tokens"
+
+
+@contextmanager
+def one_name_per_module(model: Any) -> Iterator[list[str]]:
+    """Take modules out of the tree where they appear a second time; yields the names taken out.
+
+    In 4.x all positions of a block are one module object, and hooks attached to it under each name would read an
+    offloaded block once per name at every use.
+    """
+    sharing = SharingMap.from_config(model.config)
+    saved: list[tuple[Any, dict[str, Any]]] = []
+    hidden = []
+    try:
+        for alias, canonical in ties(model, sharing):
+            if model.get_submodule(alias) is model.get_submodule(canonical):
+                parent = model.get_submodule(alias.rpartition(".")[0])
+                saved.append((parent, dict(parent._modules)))
+                del parent._modules[alias.rpartition(".")[2]]
+                hidden.append(alias)
+        yield hidden
+    finally:
+        for parent, modules in saved:
+            parent._modules.clear()
+            parent._modules.update(modules)
 
 
 def _unwrapped_base(model: nn.Module, caller: str) -> Any:

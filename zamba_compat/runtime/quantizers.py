@@ -17,7 +17,7 @@ from zamba_compat.layout.quant_state_names import base_of, weight_of
 from zamba_compat.layout.sharing import SharingMap
 
 from .bitsandbytes import skip_list
-from .modules import one_module_per_block
+from .modules import one_module_per_block, one_name_per_module
 
 if TYPE_CHECKING:
     from torch import nn
@@ -72,8 +72,6 @@ def _seeing_modules_once(hook: Any) -> Any:
     """compressed-tensors' hook of the first forward, which prepares a module again for each name that it has."""
 
     def decompress(model: Any, args: Any) -> Any:
-        from .device_map import one_name_per_module
-
         with one_name_per_module(model):
             return hook(model, args)
 

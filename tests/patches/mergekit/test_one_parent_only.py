@@ -124,7 +124,7 @@ def test_a_config_is_read_once_for_a_parent(armed: bool, tmp_path: Path, monkeyp
     from mergekit.architecture import WeightInfo
     from mergekit.common import ModelReference
 
-    from zamba_compat.mergekit.presence import stores
+    from zamba_compat.merging.mergekit.presence import stores
 
     model = ModelReference.model_validate(str(write_model(tmp_path / "model", "llama", 0)))
     config, read_again = ModelReference.config, []

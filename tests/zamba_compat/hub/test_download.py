@@ -15,12 +15,12 @@ import pytest
 
 from support.hub_server import WRITER, Hub, connect, hub
 from support.raw_files import A, B, pack, write_sharded, write_single
+from zamba_compat.checkpoint.hub.download import fetch
+from zamba_compat.checkpoint.hub.names import HubName, on_hub, parse
 from zamba_compat.checkpoint.index import open_checkpoint
 from zamba_compat.checkpoint.location import locate
 from zamba_compat.cli.main import main
 from zamba_compat.errors import CheckpointError
-from zamba_compat.hub.download import fetch
-from zamba_compat.hub.names import HubName, on_hub, parse
 
 ID, COMMIT = "someone/small", "0123456789" * 4
 NAME = HubName(ID)
@@ -201,7 +201,7 @@ def test_every_command_without_a_network(
     name = "someone/" + "x" * 80
     for command in commands(name):
         asked: list[float] = []
-        monkeypatch.setattr("zamba_compat.hub.reasons.threading.Thread", _counted(asked))
+        monkeypatch.setattr("zamba_compat.checkpoint.hub.reasons.threading.Thread", _counted(asked))
         assert main(command) == 3, command
         said = capsys.readouterr().err
         assert said.count("\n") == 1 and f"{name}@main: There is no such directory, and the local hub cache" in said

@@ -13,7 +13,7 @@ import pytest
 from support.hub_server import READER, WRITER, Hub, Repo, connect, hub
 from zamba_compat.cli.main import main
 from zamba_compat.errors import DestinationError
-from zamba_compat.hub.upload import target, upload
+from zamba_compat.operations.upload import target, upload
 
 TINY = Path(__file__).parents[2] / "fixtures" / "tiny" / "base"
 ID = "someone/new"

@@ -9,7 +9,7 @@ import pytest
 
 from support.synthetic import PATTERNS, hybrid_layers, make_config
 from zamba_compat.layout.sharing import SharingMap
-from zamba_compat.mergekit.architecture import keys_by_layer, layers_of
+from zamba_compat.merging.mergekit.architecture import keys_by_layer, layers_of
 
 
 def test_layers_of_the_published_7b() -> None:
@@ -41,8 +41,8 @@ def test_every_tensor_stands_under_its_layers(pattern: str) -> None:
 def test_nothing_here_needs_mergekit_to_be_imported() -> None:
     code = (
         "import sys; sys.modules['mergekit'] = None\n"
-        "import zamba_compat.mergekit.architecture, zamba_compat.mergekit.parents\n"
-        "import zamba_compat.mergekit.presence, zamba_compat.mergekit.shared"
+        "import zamba_compat.merging.mergekit.architecture, zamba_compat.merging.mergekit.parents\n"
+        "import zamba_compat.merging.mergekit.presence, zamba_compat.merging.mergekit.shared"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

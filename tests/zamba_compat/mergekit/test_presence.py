@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-from zamba_compat.mergekit.presence import is_tied_head, is_trained, of_one_only
+from zamba_compat.merging.mergekit.presence import is_tied_head, is_trained, of_one_only
 
 
 def test_kinds_are_told_once_whatever_the_layer() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from zamba_compat.errors import ConfigError
-from zamba_compat.mergekit.shared import folded
+from zamba_compat.merging.mergekit.shared import folded
 
 
 class Task(SimpleNamespace):

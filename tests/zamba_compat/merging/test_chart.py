@@ -11,8 +11,8 @@ import yaml
 
 from support.merges import curve, parents, slerp_of, write
 from zamba_compat.cli.main import main
-from zamba_compat.merging.chart import draw, layer_table
 from zamba_compat.operations.merge import MergeOptions, merge
+from zamba_compat.operations.merge_chart import draw, layer_table
 
 TINY = Path(__file__).parents[2] / "fixtures" / "tiny"
 ATTENTION = [0.1, 0.5, 0.9]

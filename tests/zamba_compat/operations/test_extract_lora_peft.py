@@ -14,8 +14,8 @@ from conformance.helpers import load, logits
 from support import synthetic
 from support.synthetic import Config, State
 from zamba_compat import separate_modules, share_modules
-from zamba_compat.extraction.judged import judge
 from zamba_compat.operations.extract_lora import ExtractOptions, extract_lora
+from zamba_compat.operations.judge_lora import judge
 
 try:
     import peft

@@ -8,10 +8,9 @@ import pytest
 import torch
 
 import zamba_compat
-from zamba_compat.errors import UnsupportedReleaseError
 from zamba_compat.layout.quant_state_names import weight_of
 from zamba_compat.layout.sharing import SharingMap
-from zamba_compat.runtime.bitsandbytes import once, refuse_fp4, refuse_on_cpu, skip_list, with_skip_list
+from zamba_compat.runtime.bitsandbytes import once, skip_list, with_skip_list
 
 # Positions 0 to 3 at layers 1, 3, 5, 7; block 0 at 1 and 5, block 1 at 3 and 7.
 SHARING = SharingMap("zamba2", 8, (1, 3, 5, 7), 2)
@@ -108,23 +107,3 @@ def test_copies_go_with_their_quant_states() -> None:
     kept = set(once(state, SHARING))
     # What has no canonical counterpart stays, and so do tensors that are equal but not the same.
     assert set(state) - kept == {f"{Q.format(5)}.weight", f"{Q.format(5)}.weight.absmax", "lm_head.weight"}
-
-
-def test_releases_without_a_cpu_are_refused_with_one_that_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("zamba_compat.runtime.bitsandbytes._installed", lambda: "0.45.5")
-    with pytest.raises(UnsupportedReleaseError, match=r"0\.45\.5 cannot quantize on a CPU.*bitsandbytes>=0\.48"):
-        refuse_on_cpu()
-
-
-@pytest.mark.parametrize(
-    ("release", "kind", "refused"), [("0.46.1", "fp4", True), ("0.46.1", "nf4", False), ("0.47.0", "fp4", False)]
-)
-def test_fp4_needs_0_47_on_a_cpu(release: str, kind: str, refused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("zamba_compat.runtime.bitsandbytes._installed", lambda: release)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    config = types.SimpleNamespace(load_in_4bit=True, bnb_4bit_quant_type=kind)
-    if refused:
-        with pytest.raises(UnsupportedReleaseError, match="has no FP4 on a CPU"):
-            refuse_fp4(config)
-    else:
-        refuse_fp4(config)

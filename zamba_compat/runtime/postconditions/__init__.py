@@ -7,14 +7,14 @@ return and write, and at nothing that a release may rename.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from zamba_compat.errors import UnverifiedReleaseError
 from zamba_compat.settings import setting
 
-logger = logging.getLogger("zamba_compat")
+registry: Any = None
+"""The registry of all adapters, handed in by `zamba_compat.registry` when it makes it."""
 _judged: dict[str, list[Fault]] = {}
 
 
@@ -32,9 +32,7 @@ class Fault(NamedTuple):
 
 def is_verified() -> bool:
     """Whether the installed release of transformers is one that the whole suite has passed."""
-    from zamba_compat import registry
-
-    return registry().is_verified("transformers")
+    return bool(registry.is_verified("transformers"))
 
 
 def faults_of(model: Any, source: Mapping[str, Any]) -> list[Fault]:
@@ -98,9 +96,7 @@ def after_saving(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> 
 def _report(faults: Sequence[Fault], doing: str) -> None:
     if not faults:
         return
-    from zamba_compat import registry
-
-    verdict = registry().verdict("transformers")
+    verdict = registry.verdict("transformers")
     said = "; ".join(f"{fault.what} (group {fault.group}{_why(verdict, fault.group)})" for fault in faults[:3])
     more = f"; and {len(faults) - 3} more" if len(faults) > 3 else ""
     error = UnverifiedReleaseError(
@@ -110,7 +106,9 @@ def _report(faults: Sequence[Fault], doing: str) -> None:
         "all the same.",
     )
     if setting("unverified") == "warn":
-        logger.warning("%s", error)
+        import logging
+
+        logging.getLogger("zamba_compat").warning("%s", error)
         return
     raise error
 
@@ -123,11 +121,9 @@ def _why(verdict: Any, group: str) -> str:
 
 def _without_changed_adapters() -> bool:
     """Take group numbers back where it was applied to changed code: the release may be right by itself."""
-    from zamba_compat import registry
-
-    verdict = registry().verdict("transformers")
-    applied = [s for s in registry().status() if s.group == "numbers" and s.state == "applied" and s.changed]
+    verdict = registry.verdict("transformers")
+    applied = [s for s in registry.status() if s.group == "numbers" and s.state == "applied" and s.changed]
     if verdict.verified or not applied:
         return False
-    registry().refuse("transformers", "numbers", "what it computes is wrong on this release")
+    registry.refuse("transformers", "numbers", "what it computes is wrong on this release")
     return True

@@ -7,11 +7,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from zamba_compat.errors import ZambaCompatError
+from zamba_compat.extraction.settings import ExtractReport
 from zamba_compat.inference.evaluation import Evaluation, evaluate
 from zamba_compat.inference.loading import Loaded
 from zamba_compat.inference.scoring import Perplexity, perplexity
-
-from .settings import ExtractReport
 
 
 @dataclasses.dataclass(frozen=True)

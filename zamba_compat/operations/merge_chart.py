@@ -8,9 +8,9 @@ from importlib import import_module
 
 from zamba_compat.checkpoint.components import COMPONENTS, OTHER
 from zamba_compat.errors import DestinationError
-from zamba_compat.operations.heatmap import require_matplotlib
+from zamba_compat.merging.report import Group, MergeReport
 
-from .report import Group, MergeReport
+from .heatmap import require_matplotlib
 
 _BASE, _NOTHING = "base", "-"
 

@@ -10,9 +10,9 @@ from typing import Any
 
 from zamba_compat.checkpoint.progress import Progress
 from zamba_compat.inference.evaluation import Evaluation, evaluate
-from zamba_compat.operations.inspect import inspect
+from zamba_compat.merging.report import MergeReport
 
-from .report import MergeReport
+from .inspect import inspect
 
 
 @dataclass(frozen=True)

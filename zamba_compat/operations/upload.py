@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from zamba_compat.checkpoint.hub import bars
+from zamba_compat.checkpoint.hub.names import HubName, parse
+from zamba_compat.checkpoint.hub.reasons import LOGIN, of_upload, unreachable
 from zamba_compat.checkpoint.location import MANIFEST, SUFFIXES, entries
 from zamba_compat.checkpoint.progress import Progress
 from zamba_compat.errors import CheckpointError, DestinationError, ZambaCompatError
-from zamba_compat.operations.verify import verify
 
-from . import bars
-from .names import HubName, parse
-from .reasons import LOGIN, of_upload, unreachable
+from .verify import verify
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
