@@ -33,8 +33,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from support.reference import forward, relative_difference  # noqa: E402
 from support.synthetic import PATTERNS, make_config, make_ids  # noqa: E402
-from zamba_compat.checkpoint import zyphra_fork, zyphra_native  # noqa: E402
-from zamba_compat.checkpoint.zyphra import zyphra_words  # noqa: E402
+from zamba_compat.checkpoint.layouts import zyphra_fork, zyphra_native  # noqa: E402
+from zamba_compat.checkpoint.layouts.zyphra import zyphra_words  # noqa: E402
 from zamba_compat.errors import ConfigError  # noqa: E402
 
 CASES: list[tuple[str, dict[str, Any]]] = [(pattern, {}) for pattern in PATTERNS]

@@ -85,7 +85,7 @@ def write(out: Path, config: dict, max_shard_size: int, seed: int, dtype: torch.
 
 
 def main() -> int:
-    from zamba_compat.checkpoint.writer import parse_size
+    from zamba_compat.checkpoint.writing.writer import parse_size
     from zamba_compat.layout.published import PUBLISHED
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

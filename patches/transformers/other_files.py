@@ -24,7 +24,7 @@ def from_pretrained(original: Any) -> Any:
         except Exception as error:
             from pathlib import Path
 
-            from zamba_compat.checkpoint.file_kinds import refuse_directory
+            from zamba_compat.checkpoint.reading.file_kinds import refuse_directory
             from zamba_compat.errors import ZambaCompatError
 
             source = args[0] if args else kwargs.get("pretrained_model_name_or_path")

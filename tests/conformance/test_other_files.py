@@ -45,7 +45,7 @@ def test_loading(kind: str, name: str, dtype: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin", "model.Q4_K_M.gguf"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_commands(kind: str, name: str, tmp_path: Path) -> None:
-    from zamba_compat.checkpoint.index import open_checkpoint
+    from zamba_compat.checkpoint.reading.opening import open_checkpoint
     from zamba_compat.operations.inspect import inspect
 
     data, message = KINDS[kind]
@@ -64,7 +64,7 @@ def test_pickled_under_another_name(tmp_path: Path) -> None:
 
 
 def test_an_adapters_folder(tmp_path: Path) -> None:
-    from zamba_compat.checkpoint.index import open_checkpoint
+    from zamba_compat.checkpoint.reading.opening import open_checkpoint
 
     case = make_case("7B")
     directory = write(tmp_path / "lora", b"", "model.safetensors")
@@ -85,6 +85,6 @@ def test_a_sound_checkpoint_that_fails_keeps_its_error(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("length", [0x0280, 0x0380, 0x4643])
 def test_a_header_whose_length_looks_like_a_pickle(length: int) -> None:
-    from zamba_compat.checkpoint.file_kinds import kind_of
+    from zamba_compat.checkpoint.reading.file_kinds import kind_of
 
     assert kind_of(length.to_bytes(8, "little") + b'{"a":') is None

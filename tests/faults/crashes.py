@@ -25,7 +25,7 @@ from unittest import mock
 from faults.arena import SHARDS, Arena, look
 from faults.commands import Ran, run
 from faults.run_rows import READS, WRITES, at_call, failing_from
-from zamba_compat.checkpoint import staging as staging_module
+from zamba_compat.checkpoint.writing import staging as staging_module
 from zamba_compat.operations.verify import verify
 
 _PATIENCE = 60  # seconds

@@ -12,7 +12,7 @@ from typing import Any
 from unittest import mock
 
 from faults.arena import SHARDS, Arena
-from zamba_compat.checkpoint.staging import Staging
+from zamba_compat.checkpoint.writing.staging import Staging
 
 COMMANDS = ("convert-checkpoint", "quantize", "merge")
 # What every writing command calls to change the file system, and to read.
@@ -102,8 +102,8 @@ def read_only(arena: Arena) -> None:
     def during() -> Iterator[None]:
         with (
             failing_from(("mkdir",), 1, errno.EROFS),
-            mock.patch("zamba_compat.checkpoint.stored.Checkpoint.read", no_tensor),
-            mock.patch("zamba_compat.checkpoint.pipeline.Pipeline.copy", no_tensor),
+            mock.patch("zamba_compat.checkpoint.reading.stored.Checkpoint.read", no_tensor),
+            mock.patch("zamba_compat.checkpoint.writing.pipeline.Pipeline.copy", no_tensor),
         ):
             yield
 
@@ -187,7 +187,7 @@ def no_memory(arena: Arena) -> None:
     def fail(*args: object, **kwargs: object) -> None:
         raise MemoryError
 
-    arena.during = lambda: mock.patch("zamba_compat.checkpoint.writer._write", fail)
+    arena.during = lambda: mock.patch("zamba_compat.checkpoint.writing.writer._write", fail)
 
 
 def peak_is_told(arena: Arena) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
 
-from zamba_compat.checkpoint import staging
+from zamba_compat.checkpoint.writing import staging
 
 
 class Event(NamedTuple):

@@ -14,11 +14,11 @@ from pathlib import Path
 
 from fuzz.mutate import mutated
 from support import synthetic
-from zamba_compat.checkpoint.files import open_regular
-from zamba_compat.checkpoint.headers import read_header
-from zamba_compat.checkpoint.location import MANIFEST
-from zamba_compat.checkpoint.shapes import expected_shapes, fill_in
-from zamba_compat.checkpoint.weight_map import read_index
+from zamba_compat.checkpoint.layouts.shapes import expected_shapes, fill_in
+from zamba_compat.checkpoint.reading.files import open_regular
+from zamba_compat.checkpoint.reading.headers import read_header
+from zamba_compat.checkpoint.reading.location import MANIFEST
+from zamba_compat.checkpoint.reading.weight_map import read_index
 from zamba_compat.cli.main import main
 from zamba_compat.errors import ZambaCompatError
 from zamba_compat.layout.config import normalise_config, to_release_config

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from support.raw_files import snapshot
-from zamba_compat.checkpoint.staging import Staging
+from zamba_compat.checkpoint.writing.staging import Staging
 from zamba_compat.errors import DestinationError
 
 OLD = {"config.json": b"old", "model.safetensors": b"old weights", "sub": None, "sub/x": b"y"}

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from zamba_compat.patches import ADAPTERS
+
 from _matrix import ci
 from _matrix.releases import RELEASES
 from zamba_compat._engine.releases import place
-from zamba_compat.patches import ADAPTERS
 
 EVERY = ("4.1", "4.2", "5.0", "5.1", "5.2", "5.3")
 

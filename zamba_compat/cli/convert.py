@@ -16,7 +16,7 @@ from zamba_compat.cli.upload import add_push, asked, push
 from zamba_compat.cli.usage import DTYPES, dtype, usage
 
 if TYPE_CHECKING:
-    from zamba_compat.checkpoint.report import Report
+    from zamba_compat.checkpoint.writing.report import Report
 
 EXAMPLES = """
   zamba-compat convert-checkpoint SRC DST
@@ -25,7 +25,7 @@ EXAMPLES = """
   zamba-compat convert-checkpoint OWNER/NAME@REVISION DST --push OWNER/NEW
   zamba-compat convert-checkpoint pytorch_model.bin DST --allow-pickle
 """
-# As in checkpoint/layouts.py, resolve.py and report.py, which take longer to import than --help may.
+# As in checkpoint/layouts/contents.py, resolve.py and report.py, which take longer to import than --help may.
 LAYOUTS = ("hub", "expanded", "untied", "zyphra-fork", "zyphra-native")
 CHOICES = ("error", "first", "mean", "karcher", "untie", "absorb")
 FORMATS = ("safetensors", "torch")
@@ -115,7 +115,7 @@ def add_common(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from zamba_compat.checkpoint.writer import parse_size
+    from zamba_compat.checkpoint.writing.writer import parse_size
     from zamba_compat.operations.convert import Options, convert
 
     with usage():

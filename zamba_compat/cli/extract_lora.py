@@ -134,7 +134,7 @@ def run(options: argparse.Namespace) -> int:
 
 def text(report: ExtractReport) -> str:
     """What was done, for a person."""
-    from zamba_compat.checkpoint.strict_json import listed
+    from zamba_compat.checkpoint.reading.strict_json import listed
     from zamba_compat.extraction.files import share
 
     from .evaluate import table

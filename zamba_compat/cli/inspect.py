@@ -22,7 +22,7 @@ EXAMPLES = """
   zamba-compat inspect CHECKPOINT --values --json
   zamba-compat inspect BASE TUNED --component attention feed_forward --plot map.png
 """
-# As in checkpoint/components.py, which takes longer to import than --help may.
+# As in checkpoint/layouts/components.py, which takes longer to import than --help may.
 COMPONENTS = ("embedding", "mamba", "attention", "feed_forward", "adapters", "linear", "norms")
 _NAMED = 12
 
@@ -206,7 +206,7 @@ def _summary(found: Comparison) -> list[Row]:
     """Tensors of one kind over the layers."""
     import statistics
 
-    from zamba_compat.checkpoint.components import kind_of
+    from zamba_compat.checkpoint.layouts.components import kind_of
 
     kinds: dict[str, list[float | None]] = {}
     for pair in found.tensors:

@@ -159,7 +159,7 @@ def _keep_quiet(options: argparse.Namespace) -> None:
 
 def _signal() -> int | None:
     """The signal that stopped the command, where a library has made another error of it."""
-    signals = sys.modules.get("zamba_compat.checkpoint.signals")
+    signals = sys.modules.get("zamba_compat.checkpoint.writing.signals")
     return None if signals is None else signals.received()
 
 

@@ -108,7 +108,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from zamba_compat.checkpoint.writer import parse_size
+    from zamba_compat.checkpoint.writing.writer import parse_size
     from zamba_compat.operations.merge import MergeOptions, merge
 
     with usage():

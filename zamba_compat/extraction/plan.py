@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
-from zamba_compat.checkpoint.headers import TensorInfo
+from zamba_compat.checkpoint.dtypes import DTYPES
+from zamba_compat.checkpoint.reading.headers import TensorInfo
+from zamba_compat.checkpoint.reading.strict_json import listed
 from zamba_compat.checkpoint.recipe import Recipe
-from zamba_compat.checkpoint.report import DTYPES
-from zamba_compat.checkpoint.strict_json import listed
-from zamba_compat.checkpoint.writer import Output
+from zamba_compat.checkpoint.writing.writer import Output
 from zamba_compat.errors import CheckpointError, ConfigError
 from zamba_compat.merging.near import near
 from zamba_compat.merging.parents import HEAD, Parent

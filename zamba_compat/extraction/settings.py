@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from zamba_compat.checkpoint.report import DTYPES
-from zamba_compat.checkpoint.resolve import CHOICES
+from zamba_compat.checkpoint.dtypes import DTYPES
+from zamba_compat.checkpoint.resolving.resolve import CHOICES
 from zamba_compat.errors import CheckpointError
 
 
@@ -26,7 +26,7 @@ class ExtractOptions:
         include, exclude: regular expressions that are searched in a module's name; it is adapted where one of
             `include` is found (or there is none) and none of `exclude`.
         per_position: a pair of factors for every use of a shared block, where the tuned copies may differ.
-        resolve: what becomes of copies of a shared tensor that differ, see `checkpoint.resolve`.
+        resolve: what becomes of copies of a shared tensor that differ, see `checkpoint.resolving.resolve`.
         dtype: "float32", "bfloat16" or "float16" of the factors; None is the base's.
         dry_run: check and decide, write nothing.
         overwrite: replace a destination that is not empty.

@@ -6,7 +6,7 @@ import hashlib
 import os
 from pathlib import Path
 
-from zamba_compat.checkpoint.location import locate
+from zamba_compat.checkpoint.reading.location import locate
 from zamba_compat.errors import CheckpointError
 
 # What a model and its tokenizer are loaded from; answers or reports may lie in the same directory.

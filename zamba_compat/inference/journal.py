@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from zamba_compat.checkpoint.locking import ANOTHER_RUN, claim
-from zamba_compat.checkpoint.swap import sync_directory
+from zamba_compat.checkpoint.writing.locking import ANOTHER_RUN, claim
+from zamba_compat.checkpoint.writing.swap import sync_directory
 from zamba_compat.errors import CheckpointError, DestinationError
 
 STATE = ".state.json"

@@ -13,11 +13,11 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from zamba_compat.checkpoint.files import read_small
 from zamba_compat.checkpoint.hub.download import fetch
 from zamba_compat.checkpoint.hub.names import on_hub
-from zamba_compat.checkpoint.location import enter
-from zamba_compat.checkpoint.shapes import fill_in
+from zamba_compat.checkpoint.layouts.shapes import fill_in
+from zamba_compat.checkpoint.reading.files import read_small
+from zamba_compat.checkpoint.reading.location import enter
 from zamba_compat.errors import CheckpointError, ZambaCompatError
 from zamba_compat.layout.config import MODEL_TYPES, dialect_of, normalise_config, read_config
 from zamba_compat.layout.sharing import SharingMap

@@ -10,9 +10,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from zamba_compat.checkpoint.files import read_small
-from zamba_compat.checkpoint.index import Checkpoint
-from zamba_compat.checkpoint.strict_json import listed, parse_object
+from zamba_compat.checkpoint.reading.files import read_small
+from zamba_compat.checkpoint.reading.opening import Checkpoint
+from zamba_compat.checkpoint.reading.strict_json import listed, parse_object
 from zamba_compat.errors import ConfigError
 
 from .config import MergeConfig

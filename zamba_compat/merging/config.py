@@ -51,7 +51,7 @@ class MergeConfig:
         tokenizer_source: "base", "union", "none" or a model; None says nothing.
         chat_template: "auto", a template's text, or None.
         shared: one of `SHARED`.
-        resolve: one of `checkpoint.resolve.CHOICES`, for every parent.
+        resolve: one of `checkpoint.resolving.resolve.CHOICES`, for every parent.
         notes: what a person should hear.
     """
 

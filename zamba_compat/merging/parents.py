@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from zamba_compat.checkpoint import layouts
-from zamba_compat.checkpoint.compare import compare
-from zamba_compat.checkpoint.index import Checkpoint, TensorInfo, open_checkpoint
+from zamba_compat.checkpoint.layouts import contents as layouts
 from zamba_compat.checkpoint.progress import Progress
+from zamba_compat.checkpoint.reading.opening import Checkpoint, TensorInfo, open_checkpoint
+from zamba_compat.checkpoint.reading.stored import StoredBytes
 from zamba_compat.checkpoint.recipe import Recipe
-from zamba_compat.checkpoint.resolve import resolve
-from zamba_compat.checkpoint.stored import StoredBytes
+from zamba_compat.checkpoint.resolving.compare import compare
+from zamba_compat.checkpoint.resolving.resolve import resolve
 from zamba_compat.errors import CheckpointError, ConfigError
 from zamba_compat.layout.sharing import SharingMap
 
@@ -193,12 +193,12 @@ def read_parent(
         model: as the configuration names it.
         number: its place among the parents.
         checkpoint: open.
-        choice: what becomes of copies that differ, see `checkpoint.resolve`.
+        choice: what becomes of copies that differ, see `checkpoint.resolving.resolve`.
         allow_unknown: take tensors that are no part of the model along.
         progress: makes what shows progress.
 
     Raises:
-        ConfigError, CheckpointError: see `checkpoint.layouts.read_contents` and `checkpoint.resolve.resolve`.
+        ConfigError, CheckpointError: see `layouts.contents.read_contents` and `resolving.resolve.resolve`.
     """
     config = checkpoint.config
     zamba = str(config.get("model_type", "")).startswith("zamba") or layouts.zyphra_layout(checkpoint.tensors, config)

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from zamba_compat.checkpoint.components import kind_of, layers_of
-from zamba_compat.checkpoint.headers import TensorInfo
+from zamba_compat.checkpoint.dtypes import DTYPES
+from zamba_compat.checkpoint.layouts.components import kind_of, layers_of
+from zamba_compat.checkpoint.reading.headers import TensorInfo
+from zamba_compat.checkpoint.reading.strict_json import listed
 from zamba_compat.checkpoint.recipe import Recipe
-from zamba_compat.checkpoint.report import DTYPES
-from zamba_compat.checkpoint.strict_json import listed
-from zamba_compat.checkpoint.writer import Output
+from zamba_compat.checkpoint.writing.writer import Output
 from zamba_compat.errors import CheckpointError, ConfigError
 from zamba_compat.layout.config import to_release_config
 from zamba_compat.layout.sharing import SharingMap

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from zamba_compat.checkpoint.files import open_regular
-from zamba_compat.checkpoint.report import DTYPES
-from zamba_compat.checkpoint.resolve import CHOICES
-from zamba_compat.checkpoint.strict_json import listed
+from zamba_compat.checkpoint.dtypes import DTYPES
+from zamba_compat.checkpoint.reading.files import open_regular
+from zamba_compat.checkpoint.reading.strict_json import listed
+from zamba_compat.checkpoint.resolving.resolve import CHOICES
 from zamba_compat.errors import CheckpointError, ConfigError
 
 from .config import SHARED, MergeConfig, Parameters, Slice, Source

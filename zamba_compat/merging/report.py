@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from zamba_compat.checkpoint.components import component_of, kind_of
-from zamba_compat.checkpoint.report import Options
+from zamba_compat.checkpoint.layouts.components import component_of, kind_of
+from zamba_compat.checkpoint.writing.report import Options
 
 from .plan import Decision
 
@@ -25,7 +25,7 @@ class MergeOptions:
         overwrite: replace a destination that is not empty.
         allow_pickle: read .bin and .pt files, with torch.load(weights_only=True).
         allow_unknown: copy the base's tensors that are no part of the model.
-        resolve: what becomes of a parent's copies that differ, see `checkpoint.resolve`; None takes `resolve` of the
+        resolve: what becomes of a parent's copies that differ, see `resolving.resolve`; None takes `resolve` of the
             configuration.
         quantize: "nf4", "fp4" or "int8" for the linear weights of the layers, by bitsandbytes.
         double_quant: quantize the absmaxes too; 4 bits only.
@@ -63,7 +63,7 @@ class Group:
 
     Attributes:
         kind: their name without the layer and without an adapter's number.
-        component: the part of the model that they belong to, see `checkpoint.components`.
+        component: the part of the model that they belong to, see `checkpoint.layouts.components`.
         layers: that use them; () outside of the layers.
         shared: whether each of them is one tensor of several layers.
         values: model -> t (slerp) or weight, of methods that have such; None where nothing is said of them and they

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from zamba_compat.checkpoint.strict_json import listed
+from zamba_compat.checkpoint.reading.strict_json import listed
 from zamba_compat.errors import ConfigError
 
 Scalar = float | int | bool | str

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
-from zamba_compat.checkpoint.strict_json import listed
+from zamba_compat.checkpoint.reading.strict_json import listed
 from zamba_compat.errors import ConfigError
 
 LIMIT = 2**20  # bytes; a slice per layer of the largest models takes 50 kB

@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
-from zamba_compat.checkpoint.components import layers_of
-from zamba_compat.checkpoint.strict_json import listed
+from zamba_compat.checkpoint.layouts.components import layers_of
+from zamba_compat.checkpoint.reading.strict_json import listed
 from zamba_compat.errors import ConfigError
 from zamba_compat.layout.sharing import SharingMap
 

@@ -12,22 +12,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zamba_compat.checkpoint import layouts
-from zamba_compat.checkpoint.card import steps, with_conversion
-from zamba_compat.checkpoint.casting import cast
-from zamba_compat.checkpoint.compare import compare
-from zamba_compat.checkpoint.index import open_checkpoint
-from zamba_compat.checkpoint.manifest import write_manifest
-from zamba_compat.checkpoint.other_formats import refuse_pickled, renamed_header
-from zamba_compat.checkpoint.pipeline import WORKING_MEMORY
+from zamba_compat.checkpoint.dtypes import DTYPES
+from zamba_compat.checkpoint.layouts import contents as layouts
+from zamba_compat.checkpoint.layouts.other_formats import refuse_pickled, renamed_header
 from zamba_compat.checkpoint.progress import Progress, counting
-from zamba_compat.checkpoint.quantization import refuse_nonfinite
-from zamba_compat.checkpoint.report import DTYPES, UNQUANTIZED, Options, Report
-from zamba_compat.checkpoint.resolve import Resolution, resolve
-from zamba_compat.checkpoint.signals import interruptible
-from zamba_compat.checkpoint.staging import Staging, begun
-from zamba_compat.checkpoint.torch_archive import NAME, write_archive
-from zamba_compat.checkpoint.writer import Output, Written, parse_size, shard_sizes, write_shards
+from zamba_compat.checkpoint.reading.opening import open_checkpoint
+from zamba_compat.checkpoint.resolving.casting import cast
+from zamba_compat.checkpoint.resolving.compare import compare
+from zamba_compat.checkpoint.resolving.quantization import refuse_nonfinite
+from zamba_compat.checkpoint.resolving.resolve import Resolution, resolve
+from zamba_compat.checkpoint.writing.card import steps, with_conversion
+from zamba_compat.checkpoint.writing.manifest import write_manifest
+from zamba_compat.checkpoint.writing.pipeline import WORKING_MEMORY
+from zamba_compat.checkpoint.writing.report import UNQUANTIZED, Options, Report
+from zamba_compat.checkpoint.writing.signals import interruptible
+from zamba_compat.checkpoint.writing.staging import Staging, begun
+from zamba_compat.checkpoint.writing.torch_archive import NAME, write_archive
+from zamba_compat.checkpoint.writing.writer import Output, Written, parse_size, shard_sizes, write_shards
 from zamba_compat.layout.plan import Divergence
 from zamba_compat.operations.calibrate import kl_divergence, read_text
 from zamba_compat.operations.quantize import Quantization, check, peak_memory, plan, quantized
@@ -37,7 +38,7 @@ __all__ = ["DTYPES", "Conversion", "Options", "Report", "convert", "prepare"]
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from zamba_compat.checkpoint.index import Checkpoint
+    from zamba_compat.checkpoint.reading.opening import Checkpoint
 
 _CARD = "README.md"
 

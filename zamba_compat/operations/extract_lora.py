@@ -9,17 +9,17 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from zamba_compat.checkpoint.components import COMPONENTS, OTHER, component_of
-from zamba_compat.checkpoint.dtypes import to_torch
-from zamba_compat.checkpoint.files import write_all
-from zamba_compat.checkpoint.manifest import write_manifest
-from zamba_compat.checkpoint.pipeline import WORKING_MEMORY
+from zamba_compat.checkpoint.dtypes import bytes_of, to_torch
+from zamba_compat.checkpoint.layouts.components import COMPONENTS, OTHER, component_of
 from zamba_compat.checkpoint.progress import Progress, counting
+from zamba_compat.checkpoint.reading.files import write_all
+from zamba_compat.checkpoint.reading.stored import StoredBytes
+from zamba_compat.checkpoint.reading.strict_json import listed
 from zamba_compat.checkpoint.recipe import Recipe
-from zamba_compat.checkpoint.staging import Staging, begun
-from zamba_compat.checkpoint.stored import StoredBytes
-from zamba_compat.checkpoint.strict_json import listed
-from zamba_compat.checkpoint.writer import Output, bytes_of, write_shards
+from zamba_compat.checkpoint.writing.manifest import write_manifest
+from zamba_compat.checkpoint.writing.pipeline import WORKING_MEMORY
+from zamba_compat.checkpoint.writing.staging import Staging, begun
+from zamba_compat.checkpoint.writing.writer import Output, write_shards
 from zamba_compat.errors import CheckpointError
 from zamba_compat.extraction.factors import Factors, factorize, memory
 from zamba_compat.extraction.files import adapter_config, card, ranks, target_modules

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from zamba_compat.checkpoint.components import kind_of, layers_of
+from zamba_compat.checkpoint.layouts.components import kind_of, layers_of
 from zamba_compat.errors import DestinationError, ZambaCompatError
 
 if TYPE_CHECKING:

@@ -11,13 +11,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
-from zamba_compat.checkpoint.components import COMPONENTS, OTHER
-from zamba_compat.checkpoint.contrast import Comparison, Pair, contrast
-from zamba_compat.checkpoint.copied import Copies, compare_copies
-from zamba_compat.checkpoint.lenient import open_as_far
-from zamba_compat.checkpoint.nonfinite import search
+from zamba_compat.checkpoint.layouts.components import COMPONENTS, OTHER
+from zamba_compat.checkpoint.layouts.survey import Survey, survey
 from zamba_compat.checkpoint.progress import Progress
-from zamba_compat.checkpoint.survey import Survey, survey
+from zamba_compat.checkpoint.reading.lenient import open_as_far
+from zamba_compat.checkpoint.resolving.contrast import Comparison, Pair, contrast
+from zamba_compat.checkpoint.resolving.copied import Copies, compare_copies
+from zamba_compat.checkpoint.resolving.nonfinite import search
 from zamba_compat.errors import ZambaCompatError
 from zamba_compat.layout.quant_state_names import base_of, format_of, is_weight
 from zamba_compat.layout.sharing import SharingMap

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from zamba_compat.checkpoint.manifest import write_manifest
-from zamba_compat.checkpoint.pipeline import QUEUED, WORKING_MEMORY
 from zamba_compat.checkpoint.progress import Progress, counting
-from zamba_compat.checkpoint.staging import Staging, begun
-from zamba_compat.checkpoint.writer import BEGUN, Output, Written, parse_size, shard_sizes, write_shards
+from zamba_compat.checkpoint.writing.manifest import write_manifest
+from zamba_compat.checkpoint.writing.pipeline import QUEUED, WORKING_MEMORY
+from zamba_compat.checkpoint.writing.staging import Staging, begun
+from zamba_compat.checkpoint.writing.writer import BEGUN, Output, Written, parse_size, shard_sizes, write_shards
 from zamba_compat.errors import CheckpointError
 from zamba_compat.merging.card import merge_card
 from zamba_compat.merging.companions import Companions, choose

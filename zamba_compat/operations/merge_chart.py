@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
 
-from zamba_compat.checkpoint.components import COMPONENTS, OTHER
+from zamba_compat.checkpoint.layouts.components import COMPONENTS, OTHER
 from zamba_compat.errors import DestinationError
 from zamba_compat.merging.report import Group, MergeReport
 

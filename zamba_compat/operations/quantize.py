@@ -11,18 +11,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
-from zamba_compat.checkpoint import compressed, quantization
-from zamba_compat.checkpoint.compressed import Compressed
 from zamba_compat.checkpoint.dtypes import from_torch
-from zamba_compat.checkpoint.files import write_all
+from zamba_compat.checkpoint.layouts.shapes import is_head
 from zamba_compat.checkpoint.progress import Progress, counting
-from zamba_compat.checkpoint.quantization import WORKSPACE
+from zamba_compat.checkpoint.reading.files import write_all
+from zamba_compat.checkpoint.reading.stored import StoredBytes
 from zamba_compat.checkpoint.recipe import Recipe
-from zamba_compat.checkpoint.shapes import is_head
-from zamba_compat.checkpoint.staging import Staging
-from zamba_compat.checkpoint.stored import StoredBytes
-from zamba_compat.checkpoint.streamed_layers import Layers
-from zamba_compat.checkpoint.writer import Output
+from zamba_compat.checkpoint.resolving import compressed, quantization
+from zamba_compat.checkpoint.resolving.compressed import Compressed
+from zamba_compat.checkpoint.resolving.quantization import WORKSPACE
+from zamba_compat.checkpoint.resolving.streamed_layers import Layers
+from zamba_compat.checkpoint.writing.staging import Staging
+from zamba_compat.checkpoint.writing.writer import Output
 from zamba_compat.errors import CheckpointError
 from zamba_compat.layout.sharing import SharingMap
 from zamba_compat.operations.calibrate import read_text, windows_of
@@ -30,8 +30,8 @@ from zamba_compat.operations.calibrate import read_text, windows_of
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from zamba_compat.checkpoint.layouts import Contents
-    from zamba_compat.checkpoint.report import Options
+    from zamba_compat.checkpoint.layouts.contents import Contents
+    from zamba_compat.checkpoint.writing.report import Options
 
 _SCRATCH = ".quantized"
 Find = Callable[[str], "StoredBytes | None"]
@@ -45,7 +45,7 @@ class Stored(Protocol):
 
 
 class Method(Protocol):
-    """How to quantize: `checkpoint.quantization.Method` or `checkpoint.compressed.Compressed`."""
+    """How to quantize: `checkpoint.resolving.quantization.Method` or `checkpoint.resolving.compressed.Compressed`."""
 
     @property
     def name(self) -> str: ...
@@ -155,7 +155,7 @@ def plan(
 def _calibration(text: str, config: Mapping[str, Any], sharing: SharingMap, contents: Contents) -> Calibration:
     import torch.nn.functional as F
 
-    from zamba_compat.checkpoint.gptq import TOKENS
+    from zamba_compat.checkpoint.resolving.gptq import TOKENS
 
     if sharing.model_type != "zamba2":
         raise CheckpointError("Zamba (v1) is not rounded by a text.", remedy="Leave --gptq out.")
@@ -237,7 +237,7 @@ def peak_memory(outputs: Iterable[Output], quantization: Quantization | None = N
     calibration = quantization.calibration if quantization is not None else None
     if calibration is None or not largest:
         return WORKSPACE + largest if largest else 0
-    from zamba_compat.checkpoint.gptq import memory
+    from zamba_compat.checkpoint.resolving.gptq import memory
 
     nothing: dict[str, Tensor] = {}
     layers = Layers(calibration.config, calibration.sharing, calibration.prefix, nothing.__getitem__)
@@ -263,7 +263,7 @@ def _parts_of(
             if output.name in quantization.names:
                 yield output, method.quantize(output.recipe.made(checkpoint.read), output.name)
         return
-    from zamba_compat.checkpoint.gptq import rounded
+    from zamba_compat.checkpoint.resolving.gptq import rounded
 
     assert isinstance(method, Compressed)
     known = {output.name: output for output in outputs}

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from zamba_compat.checkpoint.hub import bars
 from zamba_compat.checkpoint.hub.names import HubName, parse
 from zamba_compat.checkpoint.hub.reasons import LOGIN, of_upload, unreachable
-from zamba_compat.checkpoint.location import MANIFEST, SUFFIXES, entries
 from zamba_compat.checkpoint.progress import Progress
+from zamba_compat.checkpoint.reading.location import MANIFEST, SUFFIXES, entries
 from zamba_compat.errors import CheckpointError, DestinationError, ZambaCompatError
 
 from .verify import verify

@@ -10,15 +10,15 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from zamba_compat.checkpoint.files import FileState, open_regular, read_at, read_piece, resolve_inside, state_of
-from zamba_compat.checkpoint.headers import Header, TensorInfo, read_header
 from zamba_compat.checkpoint.hub.download import fetch
 from zamba_compat.checkpoint.hub.names import on_hub
-from zamba_compat.checkpoint.lenient import Faults
-from zamba_compat.checkpoint.location import MANIFEST
-from zamba_compat.checkpoint.manifest_reading import Manifest, read_manifest
 from zamba_compat.checkpoint.progress import Progress, counting
-from zamba_compat.checkpoint.strict_json import listed
+from zamba_compat.checkpoint.reading.files import FileState, open_regular, read_at, read_piece, resolve_inside, state_of
+from zamba_compat.checkpoint.reading.headers import Header, TensorInfo, read_header
+from zamba_compat.checkpoint.reading.lenient import Faults
+from zamba_compat.checkpoint.reading.location import MANIFEST
+from zamba_compat.checkpoint.reading.manifest import Manifest, read_manifest
+from zamba_compat.checkpoint.reading.strict_json import listed
 from zamba_compat.errors import CheckpointError
 
 __all__ = ["Verification", "verify"]

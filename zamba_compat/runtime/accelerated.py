@@ -8,8 +8,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from zamba_compat.checkpoint.location import SUFFIXES, locate
-from zamba_compat.checkpoint.weight_map import read_index
+from zamba_compat.checkpoint.reading.location import SUFFIXES, locate
+from zamba_compat.checkpoint.reading.weight_map import read_index
 from zamba_compat.errors import CheckpointError, MissingTensorError
 
 from .device_map import place_of, prepare

@@ -12,11 +12,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from zamba_compat.checkpoint.files import open_regular
-from zamba_compat.checkpoint.foreign_names import names_in_model
-from zamba_compat.checkpoint.headers import read_header
-from zamba_compat.checkpoint.pickled import unpickle
-from zamba_compat.checkpoint.strict_json import listed
+from zamba_compat.checkpoint.layouts.foreign_names import names_in_model
+from zamba_compat.checkpoint.reading.files import open_regular
+from zamba_compat.checkpoint.reading.headers import read_header
+from zamba_compat.checkpoint.reading.pickled import unpickle
+from zamba_compat.checkpoint.reading.strict_json import listed
 from zamba_compat.errors import CheckpointError
 from zamba_compat.layout.plan import REMEDY_DIVERGENT, Divergence, plan
 from zamba_compat.layout.sharing import SharingMap

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, WeakSet
 
-from zamba_compat.checkpoint.other_formats import renamed_header
+from zamba_compat.checkpoint.layouts.other_formats import renamed_header
 from zamba_compat.layout.quant_state_names import base_of, weight_of
 from zamba_compat.layout.sharing import SharingMap
 

@@ -8,7 +8,7 @@ import pytest
 @pytest.fixture(params=["exchange", "two renames"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """How a directory that is not empty is replaced."""
-    from zamba_compat.checkpoint import staging
+    from zamba_compat.checkpoint.writing import staging
 
     if request.param == "two renames":
         monkeypatch.setattr(staging, "exchange", lambda a, b: False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from zamba_compat.checkpoint.card import with_conversion
+from zamba_compat.checkpoint.writing.card import with_conversion
 
 CARD = "---\nlicense: apache-2.0\n---\n# A model\n\nText.\n"
 

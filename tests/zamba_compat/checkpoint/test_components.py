@@ -7,9 +7,9 @@ from collections import Counter
 import pytest
 
 from support import synthetic
-from zamba_compat.checkpoint.components import COMPONENTS, component_of, kind_of, layers_of
-from zamba_compat.checkpoint.zyphra_fork import stored_name as fork_name
-from zamba_compat.checkpoint.zyphra_native import stored_name as native_name
+from zamba_compat.checkpoint.layouts.components import COMPONENTS, component_of, kind_of, layers_of
+from zamba_compat.checkpoint.layouts.zyphra_fork import stored_name as fork_name
+from zamba_compat.checkpoint.layouts.zyphra_native import stored_name as native_name
 from zamba_compat.layout.sharing import SharingMap
 
 STEM = "model.layers.2.shared_transformer."

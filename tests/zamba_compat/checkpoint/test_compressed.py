@@ -12,9 +12,9 @@ import torch
 from support import synthetic
 from support.compressed import dequantized
 from zamba_compat import SharingMap
-from zamba_compat.checkpoint import compressed
-from zamba_compat.checkpoint.compressed import Compressed
 from zamba_compat.checkpoint.dtypes import from_torch
+from zamba_compat.checkpoint.resolving import compressed
+from zamba_compat.checkpoint.resolving.compressed import Compressed
 from zamba_compat.errors import CheckpointError, UnsupportedReleaseError
 
 pytest.importorskip("compressed_tensors")

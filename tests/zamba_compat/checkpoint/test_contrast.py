@@ -9,10 +9,10 @@ import torch
 
 from support import synthetic
 from support.synthetic import State
-from zamba_compat.checkpoint.components import COMPONENTS
-from zamba_compat.checkpoint.contrast import Comparison, contrast
-from zamba_compat.checkpoint.lenient import open_as_far
-from zamba_compat.checkpoint.survey import survey
+from zamba_compat.checkpoint.layouts.components import COMPONENTS
+from zamba_compat.checkpoint.layouts.survey import survey
+from zamba_compat.checkpoint.reading.lenient import open_as_far
+from zamba_compat.checkpoint.resolving.contrast import Comparison, contrast
 
 CONFIG = synthetic.make_config("7B", hidden_size=16, n_mamba_heads=4, adapter_rank=2)
 STATE = synthetic.make_state(CONFIG)

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from support import synthetic
-from zamba_compat.checkpoint.components import COMPONENTS
-from zamba_compat.checkpoint.copied import Copies, compare_copies
-from zamba_compat.checkpoint.lenient import open_as_far
-from zamba_compat.checkpoint.survey import survey
+from zamba_compat.checkpoint.layouts.components import COMPONENTS
+from zamba_compat.checkpoint.layouts.survey import survey
+from zamba_compat.checkpoint.reading.lenient import open_as_far
+from zamba_compat.checkpoint.resolving.copied import Copies, compare_copies
 
 CONFIG = synthetic.make_config("7B", hidden_size=16, n_mamba_heads=4, adapter_rank=2)
 STATE = synthetic.make_state(CONFIG)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from zamba_compat.checkpoint.dequantize import dequantize, method_of
+from zamba_compat.checkpoint.layouts.dequantize import dequantize, method_of
 from zamba_compat.errors import CheckpointError
 from zamba_compat.layout.quant_state_names import part_of
 

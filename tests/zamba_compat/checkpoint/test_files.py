@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from support.raw_files import A, B, change_index, pack, refuse, write_sharded, write_single
-from zamba_compat.checkpoint.index import open_checkpoint
+from zamba_compat.checkpoint.reading.opening import open_checkpoint
 
 posix = pytest.mark.skipif(os.name == "nt", reason="needs POSIX files")
 

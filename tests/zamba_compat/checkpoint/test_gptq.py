@@ -14,9 +14,9 @@ from _tiny.perplexity import perplexity
 from support import synthetic
 from support.compressed import dequantized, dequantized_state
 from zamba_compat import SharingMap
-from zamba_compat.checkpoint import gptq
-from zamba_compat.checkpoint.compressed import Compressed
-from zamba_compat.checkpoint.streamed_layers import Layers
+from zamba_compat.checkpoint.resolving import gptq
+from zamba_compat.checkpoint.resolving.compressed import Compressed
+from zamba_compat.checkpoint.resolving.streamed_layers import Layers
 from zamba_compat.errors import CheckpointError
 from zamba_compat.layout.config import read_config
 from zamba_compat.operations.convert import Options, convert

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from support.raw_files import A, B, C, entries, pack, with_header
 from zamba_compat.checkpoint.dtypes import SIZES, from_torch, to_torch
-from zamba_compat.checkpoint.headers import Header, read_header
-from zamba_compat.checkpoint.strict_json import LIMIT
+from zamba_compat.checkpoint.reading.headers import Header, read_header
+from zamba_compat.checkpoint.reading.strict_json import LIMIT
 from zamba_compat.errors import CheckpointError
 
 GOOD = {"a": A, "b": B, "c": C}

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from support.raw_files import pack, refuse, write_index, write_sharded, write_single
-from zamba_compat.checkpoint.index import open_checkpoint
+from zamba_compat.checkpoint.reading.opening import open_checkpoint
 from zamba_compat.errors import CheckpointError, ConfigError
 
 LIBRARY_WORDS = ("safetensors", "torch")
@@ -44,7 +44,7 @@ def test_shards(tmp_path: Path, name: str) -> None:
 def test_opening_imports_no_library(tmp_path: Path) -> None:
     write_sharded(tmp_path)
     program = (
-        "import sys\nfrom zamba_compat.checkpoint.index import open_checkpoint\n"
+        "import sys\nfrom zamba_compat.checkpoint.reading.opening import open_checkpoint\n"
         f"open_checkpoint({str(tmp_path)!r})\nassert not {{*{LIBRARY_WORDS}}} & {{*sys.modules}}"
     )
     subprocess.run([sys.executable, "-c", program], check=True)

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from support import synthetic
 from support.synthetic import Config, State
-from zamba_compat.checkpoint.index import Checkpoint, open_checkpoint
-from zamba_compat.checkpoint.layouts import Contents, arrange, compose, outcomes, read_contents
+from zamba_compat.checkpoint.layouts.contents import Contents, arrange, compose, outcomes, read_contents
+from zamba_compat.checkpoint.reading.opening import Checkpoint, open_checkpoint
 from zamba_compat.checkpoint.recipe import Recipe
 from zamba_compat.errors import CheckpointError, ConfigError, MissingTensorError
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from support.raw_files import A, B, C, change_index, entries, pack, snapshot, with_header, write_sharded, write_single
-from zamba_compat.checkpoint.lenient import Faults, open_as_far
+from zamba_compat.checkpoint.reading.lenient import Faults, open_as_far
 from zamba_compat.errors import CheckpointError, ZambaCompatError
 
 

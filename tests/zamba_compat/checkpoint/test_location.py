@@ -9,8 +9,8 @@ import pytest
 
 from support.hub_server import serving
 from support.raw_files import A, B, pack, refuse, snapshot, write_sharded, write_single
-from zamba_compat.checkpoint.index import open_checkpoint
-from zamba_compat.checkpoint.location import locate
+from zamba_compat.checkpoint.reading.location import locate
+from zamba_compat.checkpoint.reading.opening import open_checkpoint
 from zamba_compat.errors import CheckpointError
 
 posix = pytest.mark.skipif(os.name == "nt", reason="needs POSIX files")

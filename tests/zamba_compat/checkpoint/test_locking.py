@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from zamba_compat.checkpoint import locking
-from zamba_compat.checkpoint.locking import WorkingDirectory
+from zamba_compat.checkpoint.writing import locking
+from zamba_compat.checkpoint.writing.locking import WorkingDirectory
 from zamba_compat.errors import DestinationError
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="an open file cannot be removed there")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from zamba_compat.checkpoint import lowrank
-from zamba_compat.checkpoint.lowrank import fit_adapter, pad
+from zamba_compat.checkpoint.resolving import lowrank
+from zamba_compat.checkpoint.resolving.lowrank import fit_adapter, pad
 
 
 @pytest.mark.parametrize("rows", [1, 7, 1000])

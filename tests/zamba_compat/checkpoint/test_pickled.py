@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from zamba_compat.checkpoint.index import open_checkpoint
+from zamba_compat.checkpoint.reading.opening import open_checkpoint
 from zamba_compat.errors import CheckpointError
 
 torch = pytest.importorskip("torch")

@@ -16,10 +16,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zamba_compat.checkpoint import pipeline as module
-from zamba_compat.checkpoint.dtypes import SIZES, to_torch
-from zamba_compat.checkpoint.pipeline import BUFFER, STEP, Examined, Pipeline, all_finite
-from zamba_compat.checkpoint.stored import StoredBytes
+from zamba_compat.checkpoint.dtypes import SIZES, all_finite, to_torch
+from zamba_compat.checkpoint.reading.stored import StoredBytes
+from zamba_compat.checkpoint.writing import pipeline as module
+from zamba_compat.checkpoint.writing.pipeline import BUFFER, STEP, Examined, Pipeline
 from zamba_compat.errors import CheckpointError
 
 torch = pytest.importorskip("torch")

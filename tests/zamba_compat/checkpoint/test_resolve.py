@@ -12,10 +12,10 @@ from torch import Tensor
 from support import synthetic
 from support.reference import forward, relative_difference
 from support.synthetic import Config, State
-from zamba_compat.checkpoint.compare import compare, table
-from zamba_compat.checkpoint.index import Checkpoint, open_checkpoint
-from zamba_compat.checkpoint.layouts import Contents, read_contents
-from zamba_compat.checkpoint.resolve import CHOICES, Resolution, resolve
+from zamba_compat.checkpoint.layouts.contents import Contents, read_contents
+from zamba_compat.checkpoint.reading.opening import Checkpoint, open_checkpoint
+from zamba_compat.checkpoint.resolving.compare import compare, table
+from zamba_compat.checkpoint.resolving.resolve import CHOICES, Resolution, resolve
 from zamba_compat.errors import CheckpointError, DivergentCopiesError
 
 CONFIG = synthetic.make_config("three-blocks")  # attention adapters, two uses of each block

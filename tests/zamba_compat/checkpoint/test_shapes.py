@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from support import synthetic
-from zamba_compat.checkpoint.shapes import DEFAULTS, expected_shapes, fill_in, head_shape
+from zamba_compat.checkpoint.layouts.shapes import DEFAULTS, expected_shapes, fill_in, head_shape
 from zamba_compat.errors import ConfigError
 from zamba_compat.layout.config import normalise_config
 from zamba_compat.layout.published import PUBLISHED

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from zamba_compat.checkpoint.signals import Terminated, insist, interruptible, shielded
+from zamba_compat.checkpoint.writing.signals import Terminated, insist, interruptible, shielded
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from zamba_compat.checkpoint.sphere import karcher_weights
+from zamba_compat.checkpoint.resolving.sphere import karcher_weights
 
 
 def mean(copies: list[Tensor]) -> Tensor:

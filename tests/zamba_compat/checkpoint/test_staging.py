@@ -16,9 +16,9 @@ import pytest
 
 from support.raw_files import snapshot
 from support.staged import NEW, OLD, make_old, only, refused, stage
-from zamba_compat.checkpoint import staging as module
-from zamba_compat.checkpoint.signals import Terminated
-from zamba_compat.checkpoint.staging import Staging
+from zamba_compat.checkpoint.writing import staging as module
+from zamba_compat.checkpoint.writing.signals import Terminated
+from zamba_compat.checkpoint.writing.staging import Staging
 from zamba_compat.errors import DestinationError
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks, namespaces and /proc")
@@ -186,7 +186,7 @@ def test_a_disk_that_does_not_confirm_the_new_names(tmp_path: Path, monkeypatch:
 
     with Staging(tmp_path / "d", overwrite=False, sources=()) as staging:
         staging.write("new", "")
-        monkeypatch.setattr("zamba_compat.checkpoint.staging.sync_directory", failing)
+        monkeypatch.setattr("zamba_compat.checkpoint.writing.staging.sync_directory", failing)
         with pytest.raises(DestinationError, match=r"new content is in place.*Input/output error") as caught:
             staging.commit()
     assert "unchanged" not in str(caught.value) and (tmp_path / "d" / "new").exists()
@@ -310,7 +310,7 @@ def test_row_59_modes_follow_the_umask(tmp_path: Path, umask: int) -> None:
 def test_row_54_what_is_interrupted_before_it_can_be_left_is_cleaned_up_at_the_end(tmp_path: Path) -> None:
     """A signal between two steps of `with`: the block was entered, and nobody leaves it."""
     program = (
-        "import sys; from zamba_compat.checkpoint.staging import Staging\n"
+        "import sys; from zamba_compat.checkpoint.writing.staging import Staging\n"
         "Staging(sys.argv[1], overwrite=False, sources=()).__enter__().write('a', 'x'); sys.exit(130)"
     )
     done = subprocess.run([sys.executable, "-c", program, str(tmp_path / "d")])

@@ -16,8 +16,8 @@ import pytest
 from support.crashes import each_crash
 from support.raw_files import snapshot
 from support.staged import NEW, OLD, make_old, only, refused, stage
-from zamba_compat.checkpoint import staging as module
-from zamba_compat.checkpoint.staging import Staging
+from zamba_compat.checkpoint.writing import staging as module
+from zamba_compat.checkpoint.writing.staging import Staging
 from zamba_compat.errors import DestinationError
 
 resource = pytest.importorskip("resource")
@@ -57,7 +57,7 @@ def test_row_50_read_only_parent(tmp_path: Path) -> None:
 IN_NAMESPACE = """
 import sys
 from pathlib import Path
-from zamba_compat.checkpoint.staging import Staging
+from zamba_compat.checkpoint.writing.staging import Staging
 from zamba_compat.errors import DestinationError
 try:
     with Staging(sys.argv[1], overwrite=True, sources=()) as staging:
@@ -200,7 +200,7 @@ def test_row_53_an_old_directory_that_was_replaced_is_not_put_back(tmp_path: Pat
 
 WRITER = """
 import sys, time
-from zamba_compat.checkpoint.staging import Staging
+from zamba_compat.checkpoint.writing.staging import Staging
 with Staging(sys.argv[1], overwrite=True, sources=()) as staging:
     for n in range(20):
         staging.write(f"f{n}", bytes(10_000))

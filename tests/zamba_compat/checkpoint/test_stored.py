@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from support.raw_files import A, B, C, write_sharded, write_single
-from zamba_compat.checkpoint.index import StoredBytes, open_checkpoint
+from zamba_compat.checkpoint.reading.opening import StoredBytes, open_checkpoint
 from zamba_compat.errors import CheckpointError
 
 posix = pytest.mark.skipif(os.name == "nt", reason="needs POSIX files")
@@ -102,7 +102,7 @@ def test_row_56_header_hash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     write_sharded(tmp_path)
     with open_checkpoint(tmp_path) as checkpoint:
         states = {seen.state.inode: seen.state for seen in checkpoint._seen}
-        monkeypatch.setattr("zamba_compat.checkpoint.stored.state_of", lambda fd: states[os.fstat(fd).st_ino])
+        monkeypatch.setattr("zamba_compat.checkpoint.reading.stored.state_of", lambda fd: states[os.fstat(fd).st_ino])
         checkpoint.verify_unchanged()
         for name in ("config.json", "model.safetensors.index.json", "model-2.safetensors"):
             data = (tmp_path / name).read_bytes()

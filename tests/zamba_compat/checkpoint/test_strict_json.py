@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zamba_compat.checkpoint.strict_json import listed, parse_object
+from zamba_compat.checkpoint.reading.strict_json import listed, parse_object
 from zamba_compat.errors import CheckpointError
 
 JSON = st.recursive(

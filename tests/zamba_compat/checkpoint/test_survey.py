@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from support import synthetic
-from zamba_compat.checkpoint.lenient import open_as_far
-from zamba_compat.checkpoint.survey import survey
+from zamba_compat.checkpoint.layouts.survey import survey
+from zamba_compat.checkpoint.reading.lenient import open_as_far
 from zamba_compat.operations.convert import Options, convert
 
 CONFIG = synthetic.make_config("7B", hidden_size=16, n_mamba_heads=4, intermediate_size=64, adapter_rank=2)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from zamba_compat.checkpoint import swap
+from zamba_compat.checkpoint.writing import swap
 
 
 @pytest.fixture

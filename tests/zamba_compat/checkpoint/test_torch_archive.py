@@ -19,9 +19,9 @@ from support import synthetic
 from support.synthetic import State
 from zamba_compat.checkpoint.dtypes import from_torch
 from zamba_compat.checkpoint.recipe import Recipe
-from zamba_compat.checkpoint.staging import Staging
-from zamba_compat.checkpoint.torch_archive import NAME, pickle_of, write_archive
-from zamba_compat.checkpoint.writer import Output, Written
+from zamba_compat.checkpoint.writing.staging import Staging
+from zamba_compat.checkpoint.writing.torch_archive import NAME, pickle_of, write_archive
+from zamba_compat.checkpoint.writing.writer import Output, Written
 from zamba_compat.errors import CheckpointError
 from zamba_compat.operations.convert import Options, convert
 from zamba_compat.operations.verify import verify
@@ -137,9 +137,9 @@ def test_memory_is_that_of_one_tensor(tmp_path: Path) -> None:
 import resource, sys, torch
 sys.path.insert(0, {str(Path(__file__).parents[2])!r})
 from zamba_compat.checkpoint.recipe import Recipe
-from zamba_compat.checkpoint.staging import Staging
-from zamba_compat.checkpoint.torch_archive import write_archive
-from zamba_compat.checkpoint.writer import Output
+from zamba_compat.checkpoint.writing.staging import Staging
+from zamba_compat.checkpoint.writing.torch_archive import write_archive
+from zamba_compat.checkpoint.writing.writer import Output
 torch.set_num_threads(1)
 made = lambda: torch.ones(10_000_000)
 outputs = [Output(str(n), "F32", (10_000_000,), Recipe((), made, (10_000_000,), "F32")) for n in range(10)]

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from support.raw_files import A, B, change_index, refuse, write_index, write_sharded
-from zamba_compat.checkpoint.index import Checkpoint, open_checkpoint
+from zamba_compat.checkpoint.reading.opening import Checkpoint, open_checkpoint
 from zamba_compat.errors import CheckpointError
 
 

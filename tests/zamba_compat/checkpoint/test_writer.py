@@ -19,11 +19,12 @@ from hypothesis import strategies as st
 
 from support.raw_files import snapshot
 from zamba_compat.checkpoint.dtypes import SIZES, from_torch, to_torch
-from zamba_compat.checkpoint.index import open_checkpoint
-from zamba_compat.checkpoint.manifest import digest_of, write_manifest
+from zamba_compat.checkpoint.reading.manifest import digest_of
+from zamba_compat.checkpoint.reading.opening import open_checkpoint
 from zamba_compat.checkpoint.recipe import Recipe
-from zamba_compat.checkpoint.staging import Staging
-from zamba_compat.checkpoint.writer import (
+from zamba_compat.checkpoint.writing.manifest import write_manifest
+from zamba_compat.checkpoint.writing.staging import Staging
+from zamba_compat.checkpoint.writing.writer import (
     BEGUN,
     Output,
     Written,
@@ -250,11 +251,11 @@ def test_memory_does_not_grow_with_the_checkpoint(tmp_path: Path, way: str) -> N
     program = f"""
 from pathlib import Path
 import huggingface_hub.serialization, mmap, numpy, time, torch
-from zamba_compat.checkpoint.index import open_checkpoint
-from zamba_compat.checkpoint.pipeline import Examined
+from zamba_compat.checkpoint.reading.opening import open_checkpoint
+from zamba_compat.checkpoint.writing.pipeline import Examined
 from zamba_compat.checkpoint.recipe import Recipe
-from zamba_compat.checkpoint.staging import Staging
-from zamba_compat.checkpoint.writer import Output, write_shards
+from zamba_compat.checkpoint.writing.staging import Staging
+from zamba_compat.checkpoint.writing.writer import Output, write_shards
 def anonymous(n=0):
     lines = Path("/proc/self/status").read_text().splitlines()
     peak.append(next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")))

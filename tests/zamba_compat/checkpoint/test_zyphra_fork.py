@@ -11,8 +11,8 @@ import torch
 
 from support.synthetic import PATTERNS, Config, State, make_state
 from support.zyphra import Info, classic, draw, fork_shapes, hub_of_fork, infos, is_unused, make, native_shapes, same
-from zamba_compat.checkpoint import zyphra_fork
-from zamba_compat.checkpoint.zyphra import zyphra_words
+from zamba_compat.checkpoint.layouts import zyphra_fork
+from zamba_compat.checkpoint.layouts.zyphra import zyphra_words
 from zamba_compat.errors import CheckpointError, ConfigError
 from zamba_compat.layout.config import normalise_config
 from zamba_compat.layout.published import PUBLISHED

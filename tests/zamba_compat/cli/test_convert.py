@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-import zamba_compat.checkpoint.layouts
-import zamba_compat.checkpoint.report
-import zamba_compat.checkpoint.resolve
+import zamba_compat.checkpoint.layouts.contents
+import zamba_compat.checkpoint.resolving.resolve
+import zamba_compat.checkpoint.writing.report
 from support import synthetic
 from zamba_compat.cli import convert as command
 from zamba_compat.cli.main import main
@@ -28,10 +28,10 @@ def divergent(tmp_path: Path) -> Path:
 
 
 def test_choices_are_those_of_the_library() -> None:
-    assert command.LAYOUTS == zamba_compat.checkpoint.layouts.WRITTEN
-    assert command.CHOICES == zamba_compat.checkpoint.resolve.CHOICES
-    assert set(command.DTYPES) == set(zamba_compat.checkpoint.report.DTYPES)
-    assert command.METHODS == zamba_compat.checkpoint.report.METHODS
+    assert command.LAYOUTS == zamba_compat.checkpoint.layouts.contents.WRITTEN
+    assert command.CHOICES == zamba_compat.checkpoint.resolving.resolve.CHOICES
+    assert set(command.DTYPES) == set(zamba_compat.checkpoint.dtypes.DTYPES)
+    assert command.METHODS == zamba_compat.checkpoint.writing.report.METHODS
 
 
 def test_every_option_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,21 +50,21 @@ def test_every_option_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
         "source": "a",
         "destination": "b",
         "progress": None,
-        "options": zamba_compat.checkpoint.report.Options(
+        "options": zamba_compat.checkpoint.writing.report.Options(
             *("untied", "absorb", 9, "float16", "1MB", True, True, True, True, "text"),
             *("fp4", True, "bfloat16", True),
         ),
     }
-    assert len(inspect.signature(zamba_compat.checkpoint.report.Options).parameters) == 21
+    assert len(inspect.signature(zamba_compat.checkpoint.writing.report.Options).parameters) == 21
     assert main(["convert-checkpoint", "a", "b", "--keep-unused-adapters", "-q"]) == 0
-    assert seen["options"] == zamba_compat.checkpoint.report.Options(keep_unused_adapters=True)
+    assert seen["options"] == zamba_compat.checkpoint.writing.report.Options(keep_unused_adapters=True)
     assert main(["convert-checkpoint", "a", "b", "--format", "torch", "-q"]) == 0
-    assert seen["options"] == zamba_compat.checkpoint.report.Options(format="torch")
+    assert seen["options"] == zamba_compat.checkpoint.writing.report.Options(format="torch")
     assert main(["quantize", "a", "b", "--dtype", "bfloat16", "-q"]) == 0
-    assert seen["options"] == zamba_compat.checkpoint.report.Options(dtype="bfloat16", quantize="nf4")
+    assert seen["options"] == zamba_compat.checkpoint.writing.report.Options(dtype="bfloat16", quantize="nf4")
     more = "--method w4a16 --group-size 64 --asymmetric --ignore in_proj --ignore out_proj --gptq text --act-order -q"
     assert main(["quantize", "a", "b", *more.split()]) == 0
-    assert seen["options"] == zamba_compat.checkpoint.report.Options(
+    assert seen["options"] == zamba_compat.checkpoint.writing.report.Options(
         **{"quantize": "w4a16", "group_size": 64, "asymmetric": True, "ignore": ("in_proj", "out_proj")},
         **{"gptq": "text", "act_order": True},
     )

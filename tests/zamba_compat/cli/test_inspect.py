@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-import zamba_compat.checkpoint.components
+import zamba_compat.checkpoint.layouts.components
 from support import synthetic
 from zamba_compat.cli import inspect as command
 from zamba_compat.cli.main import main
@@ -41,7 +41,7 @@ def row(found: list[str], first: str) -> list[str]:
 
 
 def test_choices_are_those_of_the_library() -> None:
-    assert command.COMPONENTS == zamba_compat.checkpoint.components.COMPONENTS
+    assert command.COMPONENTS == zamba_compat.checkpoint.layouts.components.COMPONENTS
 
 
 def test_every_option_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -148,7 +148,7 @@ def test_row_54_a_signal_that_a_library_makes_another_error_of(monkeypatch: pyte
     import os
     import signal
 
-    from zamba_compat.checkpoint.signals import interruptible
+    from zamba_compat.checkpoint.writing.signals import interruptible
 
     def verify(*args: object, **kwargs: object) -> None:
         with interruptible():

@@ -17,8 +17,8 @@ from support.hub_server import WRITER, Hub, connect, hub
 from support.raw_files import A, B, pack, write_sharded, write_single
 from zamba_compat.checkpoint.hub.download import fetch
 from zamba_compat.checkpoint.hub.names import HubName, on_hub, parse
-from zamba_compat.checkpoint.index import open_checkpoint
-from zamba_compat.checkpoint.location import locate
+from zamba_compat.checkpoint.reading.location import locate
+from zamba_compat.checkpoint.reading.opening import open_checkpoint
 from zamba_compat.cli.main import main
 from zamba_compat.errors import CheckpointError
 

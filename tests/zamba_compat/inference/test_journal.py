@@ -107,7 +107,7 @@ def test_a_file_system_without_locks_is_not_another_run(tmp_path: Path, monkeypa
     def refuse(fd: int) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr("zamba_compat.checkpoint.locking._lock", refuse)
+    monkeypatch.setattr("zamba_compat.checkpoint.writing.locking._lock", refuse)
     with pytest.raises(DestinationError, match="No locks available"), Journal(tmp_path / "o", {}):
         pass
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from zamba_compat.checkpoint.contrast import Apart
+from zamba_compat.checkpoint.resolving.contrast import Apart
 from zamba_compat.errors import DestinationError, ZambaCompatError
 from zamba_compat.operations.heatmap import Grid, comparison_grid, copies_grid, draw
 from zamba_compat.operations.inspect import Comparison, Copies, Inspected, Inspection, Pair

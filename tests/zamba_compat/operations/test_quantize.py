@@ -16,7 +16,7 @@ import zamba_compat
 from conformance.quantization import KERNEL, METHODS, PLAIN, bnb_config, dequantized_state, has_kernel
 from support import synthetic
 from support.synthetic import Config, State
-from zamba_compat.checkpoint import quantization
+from zamba_compat.checkpoint.resolving import quantization
 from zamba_compat.errors import CheckpointError, DestinationError, UnsupportedReleaseError
 from zamba_compat.operations.convert import Options, convert
 
@@ -261,7 +261,7 @@ def test_row_51_room_for_the_file_beside_the_shards(tmp_path: Path, monkeypatch:
     synthetic.write_checkpoint(tmp_path / "a", STATE, CONFIG)
     needed = convert(tmp_path / "a", tmp_path / "x", Options(quantize="int8", dry_run=True)).bytes
     usage = SimpleNamespace(free=needed + 10**5)  # enough for the shards and their headers
-    monkeypatch.setattr("zamba_compat.checkpoint.staging.shutil.disk_usage", lambda path: usage)
+    monkeypatch.setattr("zamba_compat.checkpoint.writing.staging.shutil.disk_usage", lambda path: usage)
     refused(tmp_path / "a", DestinationError, "are to be written", quantize="int8")
     usage.free = 2 * needed
     convert(tmp_path / "a", tmp_path / "made", Options(quantize="int8"))

@@ -140,7 +140,7 @@ def test_without_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     def missing() -> str:
         raise UnsupportedReleaseError("compressed-tensors is not installed.")
 
-    monkeypatch.setattr("zamba_compat.checkpoint.compressed.require_compressed_tensors", missing)
+    monkeypatch.setattr("zamba_compat.checkpoint.resolving.compressed.require_compressed_tensors", missing)
     synthetic.write_checkpoint(tmp_path / "hub", synthetic.to_divergent(STATE, CONFIG), CONFIG)
     for dry_run in (True, False):  # before copies are compared
         with pytest.raises(UnsupportedReleaseError, match="not installed"):

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from support import synthetic
 from support.raw_files import snapshot
-from zamba_compat.checkpoint.location import MANIFEST
-from zamba_compat.checkpoint.manifest import digest_of
+from zamba_compat.checkpoint.reading.location import MANIFEST
+from zamba_compat.checkpoint.reading.manifest import digest_of
 from zamba_compat.cli.main import main
 from zamba_compat.errors import CheckpointError
 from zamba_compat.operations.convert import Options, convert

@@ -67,7 +67,7 @@ def tensors(directory: Path) -> dict[str, Tensor]:
 
 def wrapped(directory: Path, prefixes: list[str]) -> list[str]:
     """Rename every tensor in place, and what torchao says of it; the names it has then."""
-    from zamba_compat.checkpoint.other_formats import renamed_header
+    from zamba_compat.checkpoint.layouts.other_formats import renamed_header
 
     with safe_open(directory / "model.safetensors", "pt") as file:
         metadata = dict(file.metadata())

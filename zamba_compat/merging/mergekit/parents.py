@@ -21,9 +21,9 @@ def stored_names(directory: str | Path) -> Mapping[str, str] | None:
         ZambaCompatError: a checkpoint that is incomplete, quantized, in one of Zyphra's layouts, or has copies of a
             shared tensor that differ.
     """
-    from zamba_compat.checkpoint.index import open_checkpoint
-    from zamba_compat.checkpoint.layouts import read_contents
-    from zamba_compat.checkpoint.strict_json import parse_object
+    from zamba_compat.checkpoint.layouts.contents import read_contents
+    from zamba_compat.checkpoint.reading.opening import open_checkpoint
+    from zamba_compat.checkpoint.reading.strict_json import parse_object
 
     config = Path(directory, "config.json")
     if not config.is_file():

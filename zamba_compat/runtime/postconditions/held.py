@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from zamba_compat.checkpoint.foreign_names import names_in_model
+from zamba_compat.checkpoint.layouts.foreign_names import names_in_model
 from zamba_compat.layout.plan import Plan, plan
 from zamba_compat.layout.quant_state_names import holds_values, weight_of
 from zamba_compat.layout.rotary import rescaled_theta, stored_theta

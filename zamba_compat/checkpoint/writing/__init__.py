@@ -1,0 +1,1 @@
+"""A new checkpoint: staged beside its destination, written in one pass, put in place all at once."""
