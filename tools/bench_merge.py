@@ -169,6 +169,7 @@ def main() -> int:
                 parents,
                 lambda *paths: in_process(OURS, *map(str, paths)),
                 lambda *paths: in_process(MERGEKIT, *map(str, paths), "with", env=env),
+                lambda *paths: in_process(methods.LIMIT, *map(str, paths)),
                 options.methods,
             )
             return 0

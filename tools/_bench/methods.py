@@ -37,6 +37,25 @@ FOUR = ("ties", "dare_ties", "model_stock", "sce", "karcher")
 WEIGHTS = {"density": 0.5, "weight": 0.6}
 _WITHOUT_BASE = ("linear", "nuslerp", "multislerp", "karcher", "passthrough")
 _DRAWN = ("dare", "della")
+# What every merge has to do: read the parents, and write as much as one of them, hashed and safe on the disk.
+LIMIT = """
+import hashlib, json, os, sys
+from _bench import measured
+out, first, *rest = sys.argv[1:]
+with measured() as result:
+    piece = bytearray(2**22)
+    for path in rest:
+        with open(path, "rb", buffering=0) as file:
+            while file.readinto(piece):
+                pass
+    digest = hashlib.sha256()
+    with open(first, "rb", buffering=0) as file, open(out, "wb", buffering=0) as made:
+        while count := file.readinto(piece):
+            digest.update(memoryview(piece)[:count])
+            made.write(memoryview(piece)[:count])
+        os.fsync(made.fileno())
+print(json.dumps(result))
+"""
 
 
 def configurations(parents: list[Path]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -51,16 +70,24 @@ def configurations(parents: list[Path]) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def table(
-    work: Path, parents: list[Path], ours: Callable[..., Any], theirs: Callable[..., Any], only: list[str]
+    work: Path,
+    parents: list[Path],
+    ours: Callable[..., Any],
+    theirs: Callable[..., Any],
+    limit: Callable[..., Any],
+    only: list[str],
 ) -> None:
-    """A row per method as it is measured.
+    """A row per method as it is measured. "limit" is what reading, hashing and writing alone take, see LIMIT.
 
     Args:
         ours, theirs: (configuration's file, output) -> seconds and peak_bytes, in a process of its own.
+        limit: (output, weights of the parents) -> the same of LIMIT.
         only: methods; all of them where it is empty.
     """
-    print("| method | equal to mergekit | seconds | mergekit | times | CPU s | mergekit | times | GB | mergekit |")
-    print(f"|{'---|' * 10}")
+    print(
+        "| method | equal to mergekit | s | limit | mergekit | times | CPU s | limit | mergekit | times | GB | mergekit |"
+    )
+    print(f"|{'---|' * 12}")
     for title, words in configurations(parents):
         if only and words["merge_method"] not in only:
             continue
@@ -68,10 +95,13 @@ def table(
         config.write_text(yaml.safe_dump(words))
         outs = work / "ours", work / "theirs"
         a, b = (run(config, out) for run, out in zip((ours, theirs), outs, strict=True))
+        weights = (Path(model["model"], "model.safetensors") for model in words["models"])
+        least = limit(work / "copy", *weights)
+        (work / "copy").unlink()
         said = drawn(*outs, parents[0]) if words["merge_method"].startswith(_DRAWN) else equal(*outs)
         cells = [title, said]
         for what in ("seconds", "cpu_seconds"):
-            cells += [f"{a[what]:.1f}", f"{b[what]:.1f}", f"{b[what] / a[what]:.1f}"]
+            cells += [f"{one[what]:.1f}" for one in (a, least, b)] + [f"{b[what] / a[what]:.1f}"]
         cells += [f"{one['peak_bytes'] / 1e9:.2f}" for one in (a, b)]
         print(f"| {' | '.join(cells)} |", flush=True)
         for out in outs:
@@ -85,7 +115,7 @@ def equal(ours: Path, theirs: Path) -> str:
         step = 2.0**-7 * b.abs().maximum(a.abs()) + 1e-6 * b.abs().max()
         count += int(((a - b).abs() > step).sum())
         total += a.numel()
-    return "yes" if not count else f"but for {count} of {total:,} elements"
+    return "yes" if not count else f"but for {count / total:.1g} of the elements"
 
 
 def drawn(ours: Path, theirs: Path, base: Path) -> str:

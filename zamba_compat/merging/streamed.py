@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from .workers import STEP
 
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
     from .sums import Run
 
-_HALF, _BINS = 16, 2**16  # bits of a float32 that one histogram tells apart
+_BLOCK = 2**14  # elements whose products are added in float32
+_SAMPLE = 2**17  # elements
 _T = TypeVar("_T")
 
 
@@ -65,6 +66,11 @@ class Cut:
         """Some of the tensors."""
         return Cut(tuple(self.tensors[number] for number in numbers), self.run)
 
+    def thin(self, most: int) -> Cut:
+        """About `most` elements from all over the tensors, whole rows of them: every so manyth row."""
+        step = self.numel // max(1, most) | 1  # odd: no two in the same column again and again
+        return Cut(tuple(tensor[::step] for tensor in self.tensors), self.run)
+
     def piece(self, number: int) -> Tensor:
         """[k, rows, width] in float32, the caller's own."""
         import torch
@@ -94,15 +100,21 @@ class Cut:
         return self.each(one)
 
     def gram(self, *, deltas: bool = False) -> Tensor:
-        """Dot products of all pairs, in float64: [k, k].
+        """Dot products of all pairs, of `_BLOCK` elements at a time in float32, their sums in float64: [k, k].
 
         Args:
             deltas: of the differences from the first tensor, k - 1 of them.
         """
 
+        import torch
+
         def products(number: int) -> Tensor:
-            flat = (self.deltas(number)[1] if deltas else self.piece(number)).flatten(1).double()
-            return flat @ flat.T
+            flat = (self.deltas(number)[1] if deltas else self.piece(number)).flatten(1)
+            total = flat.new_zeros((len(flat), len(flat)), dtype=torch.float64)
+            for at in range(0, flat.shape[1], _BLOCK):
+                block = flat[:, at : at + _BLOCK]
+                total += block @ block.T
+            return total
 
         return _sum(self.each(products))
 
@@ -123,57 +135,112 @@ class Mark:
 
     def above(self, number: int, values: Tensor) -> Tensor:
         """Which elements of a piece have this rank or a higher one: booleans as `values`."""
+        import torch
+
+        own = values.numpy()  # whose comparisons take a tenth of the time that torch's do
         if not self.skip or self.starts[number] >= self.skip:
-            return values >= self.value
+            return torch.from_numpy(own >= self.value)
         if self.starts[number + 1] <= self.skip:
-            return values > self.value
-        ties = values == self.value
-        late = ties.reshape(-1).cumsum(0).reshape(values.shape) > self.skip - self.starts[number]
-        return (values > self.value) | (ties & late)
+            return torch.from_numpy(own > self.value)
+        ties = own == self.value
+        late = ties.reshape(-1).cumsum().reshape(own.shape) > self.skip - self.starts[number]
+        return torch.from_numpy((own > self.value) | (ties & late))
 
 
-def marks(cut: Cut, measure: Callable[[int], Tensor], ranks: Sequence[int], *, ties: bool = True) -> list[Mark]:
-    """Find ranks (0 is the smallest, below `cut.numel`) by two histograms of the bits of float32, exactly.
+def keep(values: Tensor, mask: Tensor) -> Tensor:
+    """Make the elements 0 that are not in a mask, in place, by a product: NaN stays NaN, and is found in the result."""
+    import numpy as np
+
+    own = values.numpy()
+    np.multiply(own, mask.numpy(), out=own)
+    return values
+
+
+def marks(cut: Cut, measure: Callable[[Cut, int], Tensor], ranks: Sequence[int], *, ties: bool = True) -> list[Mark]:
+    """Find ranks (0 is the smallest, below `cut.numel`), exactly: bracket each by a sample, then sort what lies inside.
+
+    A sample's quantiles scatter by half the root of its size at most; where a bracket misses its rank all the same, it
+    is widened. NaN ranks highest.
 
     Args:
-        measure: piece -> numbers in float32, contiguous, one for each element.
+        measure: (cut, piece) -> numbers in float32, one for each element; of `cut` itself, and of some of its rows.
         ties: False where only the values are wanted.
     """
     import torch
 
-    def bits(number: int) -> Tensor:
-        raw = measure(number).reshape(-1).view(torch.int32)
-        return raw ^ ((raw >> 31) & 0x7FFFFFFF)  # integers in the order of the floats
+    thin = cut.thin(_SAMPLE)
+    sample = torch.cat([measure(thin, number).reshape(-1) for number in range(thin.count)]).sort().values
+    found: dict[int, Mark] = {}
+    margin = 4 * math.isqrt(len(sample))
+    while left := [rank for rank in dict.fromkeys(ranks) if rank not in found]:
+        brackets = [_bracket(sample, rank / cut.numel, margin) for rank in left]
 
-    def high(number: int) -> Tensor:
-        return torch.bincount((bits(number) >> _HALF) + _BINS // 2, minlength=_BINS)
+        def split(number: int, brackets: Sequence[tuple[float, float]] = brackets) -> list[Split]:
+            values = measure(cut, number).reshape(-1)
+            return [Split.of(values, *bracket) for bracket in brackets]
 
-    total = _sum(cut.each(high))
-    upto = total.cumsum(0)
-    bins = [int(torch.searchsorted(upto, rank, right=True)) for rank in ranks]
-    wanted = sorted(set(bins))
-
-    def low(number: int) -> Tensor:
-        found = bits(number)
-        top = (found >> _HALF) + _BINS // 2
-        return torch.stack([torch.bincount(found[top == one] & (_BINS - 1), minlength=_BINS) for one in wanted])
-
-    inner = dict(zip(wanted, _sum(cut.each(low)), strict=True))
-    made = []
-    for rank, one in zip(ranks, bins, strict=True):
-        below = int(upto[one] - total[one])
-        counts = inner[one]
-        ends = counts.cumsum(0)
-        at = int(torch.searchsorted(ends, rank - below, right=True))
-        skip = rank - below - int(ends[at] - counts[at])
-        code = torch.tensor([((one - _BINS // 2) << _HALF) + at], dtype=torch.int32)
-        value = float((code ^ ((code >> 31) & 0x7FFFFFFF)).view(torch.float32))
-        made.append(Mark(value, skip, _starts(cut, measure, value) if skip and ties else ()))
-    return made
+        for rank, bracket, *parts in zip(left, brackets, *cut.each(split), strict=True):
+            mark = _mark(rank, bracket, parts, ties=ties)
+            if mark is None and bracket == (-math.inf, math.inf):
+                mark = Mark(math.inf, 0, ())  # there are NaN, which the result keeps, and for which it is refused
+            if mark is not None:
+                found[rank] = mark
+        margin *= 8
+    return [found[rank] for rank in ranks]
 
 
-def _starts(cut: Cut, measure: Callable[[int], Tensor], value: float) -> tuple[int, ...]:
-    return tuple(accumulate(cut.each(lambda number: int((measure(number) == value).sum())), initial=0))
+def _bracket(sample: Tensor, part: float, margin: int) -> tuple[float, float]:
+    """Between which numbers of a sorted sample a quantile lies that is known to `margin` places."""
+    at = int(part * len(sample))
+    low = float(sample[at - margin]) if at >= margin else -math.inf
+    high = float(sample[at + margin]) if at + margin < len(sample) else math.inf
+    return low, math.inf if math.isnan(high) else high
+
+
+class Split(NamedTuple):
+    """How a piece's numbers lie to a bracket.
+
+    Attributes:
+        below, low, high: how many are smaller than its lower end, equal to that, and to the upper end.
+        inside: those between its ends.
+    """
+
+    below: int
+    low: int
+    high: int
+    inside: Tensor
+
+    @classmethod
+    def of(cls, values: Tensor, low: float, high: float) -> Split:
+        import numpy as np
+        import torch
+
+        own = values.numpy()
+        within = own[(own >= low) & (own <= high)]
+        inside = torch.from_numpy(within[(within > low) & (within < high)])
+        equal = int(np.count_nonzero(within == low))
+        return cls(int(np.count_nonzero(own < low)), equal, len(within) - equal - len(inside), inside)
+
+
+def _mark(rank: int, bracket: tuple[float, float], parts: Sequence[Split], *, ties: bool) -> Mark | None:
+    """The element of a rank, from how all pieces lie to a bracket; None where it lies outside."""
+    import torch
+
+    low, high = bracket
+    at = rank - sum(part.below for part in parts)
+    lows, highs = sum(part.low for part in parts), sum(part.high for part in parts)
+    inside = torch.cat([part.inside for part in parts]).sort().values
+    if at < 0 or at >= lows + len(inside) + highs:
+        return None
+    if at < lows:
+        value, skip, counts = low, at, [part.low for part in parts]
+    elif at < lows + len(inside):
+        value = float(inside[at - lows])
+        skip = at - lows - int(torch.searchsorted(inside, value))
+        counts = [int((part.inside == value).sum()) for part in parts] if skip and ties else []
+    else:
+        value, skip, counts = high, at - lows - len(inside), [part.high for part in parts]
+    return Mark(value, skip, tuple(accumulate(counts, initial=0)) if skip and ties else ())
 
 
 def _sum(parts: Iterator[Tensor]) -> Tensor:
@@ -191,6 +258,24 @@ def uniform(key: str, number: int, count: int) -> Tensor:
     import numpy as np
     import torch
 
+    raw = _raw(key, number, count)
+    raw >>= 8
+    return torch.from_numpy(raw.view(np.int32)).to(torch.float32).mul_(2**-24)
+
+
+def bernoulli(key: str, number: int, count: int, probability: float) -> Tensor:
+    """`uniform(key, number, count) < probability`, without making numbers of the bits: bool [count]."""
+    import numpy as np
+    import torch
+
+    bound = math.ceil(float(np.float32(probability)) * 2**24) * 2**8
+    return (
+        torch.from_numpy(_raw(key, number, count) <= bound - 1) if bound > 0 else torch.zeros(count, dtype=torch.bool)
+    )
+
+
+def _raw(key: str, number: int, count: int) -> Any:
+    import numpy as np
+
     seed = int.from_bytes(hashlib.blake2b(f"{key}/{number}".encode(), digest_size=16).digest(), "little")
-    raw = np.random.SFC64(np.random.SeedSequence(seed)).random_raw((count + 1) // 2).view(np.uint32)[:count]
-    return torch.from_numpy(raw.astype(np.uint32) >> 8).to(torch.float32).mul_(2**-24)
+    return np.random.SFC64(np.random.SeedSequence(seed)).random_raw((count + 1) // 2).view(np.uint32)[:count]

@@ -11,7 +11,7 @@ from torch import Tensor
 from support import merges
 from zamba_compat.merging import streamed
 from zamba_compat.merging.methods import METHODS, About, Share
-from zamba_compat.merging.streamed import Cut, marks, uniform
+from zamba_compat.merging.streamed import Cut, bernoulli, marks, uniform
 from zamba_compat.merging.sums import Run
 from zamba_compat.merging.workers import STEP, Workers
 from zamba_compat.operations.merge import MergeOptions, merge
@@ -39,7 +39,7 @@ def test_marks_split_equal_numbers_by_their_place(size: int) -> None:
     wanted = sorted({0, size // 5, size // 2, size - 1})
     with Workers() as workers:
         cut = Cut.of([values], Run(workers, torch.float32, told))
-        found = marks(cut, lambda number: cut.piece(number)[0], wanted)
+        found = marks(cut, lambda of, number: of.piece(number)[0], wanted)
         for rank, mark in zip(wanted, found, strict=True):
             assert mark.value == values[order[rank]]
             above = torch.cat([mark.above(number, cut.piece(number)[0]).flatten() for number in range(cut.count)])
@@ -61,6 +61,13 @@ def test_what_is_drawn() -> None:
         ("0/some.weight/1", 1),
     ):
         assert (numbers == uniform(key, number, 2**20)).float().mean() < 1e-4
+
+
+@pytest.mark.parametrize("probability", [0.0, 2.0**-25, 0.1, 0.5, 1 - 2.0**-24, 1 - 2.0**-30])
+def test_what_is_drawn_with_one_probability(probability: float) -> None:
+    numbers = uniform("0/some.weight/1", 3, 2**18 + 1)
+    expected = numbers < torch.tensor(probability)
+    assert torch.equal(bernoulli("0/some.weight/1", 3, 2**18 + 1, probability), expected)
 
 
 FIRST = [0.8588830232620239, 0.6086440086364746, 0.3733413815498352]

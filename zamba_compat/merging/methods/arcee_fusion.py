@@ -33,8 +33,9 @@ class Fusion:
             return
         divergences = list(cut.each(lambda number: divergence(*cut.piece(number))))  # a number for each row
 
-        def importance(number: int) -> Tensor:
-            return cut.deltas(number)[1][0].abs_().mul_(divergences[number])
+        def importance(of: Cut, number: int) -> Tensor:
+            apart = divergences[number] if of is cut else divergence(*of.piece(number))
+            return of.deltas(number)[1][0].abs_().mul_(apart)
 
         ranks = [int(part * (cut.numel - 1)) for part in (0.25, 0.5, 0.75)]
         low, median, high = (mark.value for mark in marks(cut, importance, ranks, ties=False))

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from zamba_compat.merging.streamed import Cut, uniform
+from zamba_compat.merging.streamed import Cut, bernoulli
 
 from .task_arithmetic import Mask, Sparsifier, TaskArithmetic
 
@@ -32,7 +32,7 @@ class Random:
 
     def mask(self, cut: Cut) -> Mask:
         def chosen(number: int, delta: Tensor) -> Tensor:
-            return uniform(self.key, number, delta.numel()).reshape(delta.shape) < self.density
+            return bernoulli(self.key, number, delta.numel(), self.density).reshape(delta.shape)
 
         return chosen
 

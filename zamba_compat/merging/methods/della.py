@@ -37,8 +37,10 @@ class ByRank:
         return math.prod(shape[1:]) if len(shape) > 1 else shape[0]
 
     def mask(self, cut: Cut) -> Mask:
+        import torch
+
         if self.density <= 0:
-            return lambda number, delta: delta.new_zeros(1)
+            return lambda number, delta: torch.zeros(delta.shape, dtype=torch.bool)
 
         def chosen(number: int, delta: Tensor) -> Tensor:
             rank = ranks(delta) / (delta.shape[1] - 1) if delta.shape[1] > 1 else 0.5

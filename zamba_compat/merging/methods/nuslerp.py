@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from zamba_compat.merging.streamed import Cut
-from zamba_compat.merging.sums import Run, Sum
+from zamba_compat.merging.sums import Run, Sum, Weighted
 
 from .base import About, Method, Parameter, Share
 
@@ -37,8 +37,14 @@ class Angles:
         shape = tensors[0].shape
         by = self.by if len(shape) > 1 else "all"
         cut = Cut.of(tensors, run, {"all": 1, "rows": shape[-1] if shape else 1, "columns": math.prod(shape[1:])}[by])
+        if by == "all":
+            gram = cut.gram(deltas=self.deltas)
+            first, second = map(float, self._weights(gram[0, 0], gram[0, 1], gram[1, 1]))
+            coefficients = (1 - first - second, first, second) if self.deltas else (first, second)
+            yield from Weighted(coefficients).pieces(tensors, run)
+            return
         found = None
-        if by != "rows":
+        if by == "columns":
             products = cut.each(lambda number: self._products(self._pair(cut, number)[1], by))
             found = self._weights(*(sum(parts[1:], parts[0]) for parts in zip(*products, strict=True)))
 
@@ -57,10 +63,6 @@ class Angles:
         import torch
 
         a, b = pair
-        if by == "all":
-            flat = pair.flatten(1).double()
-            found = flat @ flat.T
-            return [found[0, 0], found[0, 1], found[1, 1]]
         dim, keep = (1, True) if by == "rows" else (0, False)
         pairs = ((a, a), (a, b), (b, b))
         return [torch.sum(x * y, dim, keepdim=keep, dtype=torch.float64) for x, y in pairs]

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from zamba_compat.merging.streamed import Cut, Mark, marks
+from zamba_compat.merging.streamed import Cut, Mark, keep, marks
 from zamba_compat.merging.sums import Run, Sum
 
 from .base import About, Method, Parameter, Share
@@ -38,7 +38,7 @@ class Erase:
         def selected(number: int) -> tuple[Tensor, Tensor]:
             base, deltas = cut.deltas(number)
             if self.select < 1:
-                deltas.mul_(mark.above(number, variance(deltas)) if mark else 0.0)
+                keep(deltas, mark.above(number, variance(deltas))) if mark else deltas.mul_(0.0)
             return base, deltas
 
         def squares(number: int) -> Tensor:
@@ -63,10 +63,10 @@ class Erase:
             return None
         import torch
 
-        def spread(number: int) -> Tensor:
-            return variance(cut.deltas(number)[1])
+        def spread(of: Cut, number: int) -> Tensor:
+            return variance(of.deltas(number)[1])
 
-        different = sum(cut.each(lambda number: int(spread(number).count_nonzero())))
+        different = sum(cut.each(lambda number: int(spread(cut, number).count_nonzero())))
         count = int(torch.tensor(different) * self.select)  # in float32, as mergekit
         return marks(cut, spread, [cut.numel - count])[0] if count > 0 else None
 

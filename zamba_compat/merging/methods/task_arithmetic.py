@@ -19,9 +19,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from zamba_compat.merging.streamed import Cut
+from zamba_compat.merging.streamed import Cut, keep
 from zamba_compat.merging.sums import Run, Sum
 
 from .base import About, Method, Parameter, Share
@@ -75,57 +75,83 @@ class Consensus:
         cut = Cut.of(tensors, run, max(widths, default=1))
         pairs = [cut.only(0, number) for number in range(1, len(tensors))]
         masks = [None if one is None else one.mask(pair) for one, pair in zip(self.sparsifiers, pairs, strict=True)]
-        factors = [self._factor(mask, pair) for mask, pair in zip(masks, pairs, strict=True)]
+        factors: list[float | None] = [None] * len(pairs)
+        if self.rescale:
+            for place, (mask, pair) in enumerate(zip(masks, pairs, strict=True)):
+                if mask is not None:
+                    factors[place], masks[place] = rescaled(mask, pair)
         weights = torch.tensor(self.weights).reshape(-1, 1, 1)
+        total = float(weights.sum())
 
         def one(number: int) -> Tensor:
             base, deltas = cut.deltas(number)
             for delta, mask, factor in zip(deltas, masks, factors, strict=True):
                 if mask is not None:
-                    delta.mul_(mask(number, delta))  # not a choice: NaN stays NaN, and is found in the result
+                    keep(delta, mask(number, delta))
                 if factor is not None:
                     delta.mul_(factor)
             deltas.mul_(weights)
             if self.agree:
-                mixed, divisor = agreed(deltas, weights)
+                mixed = agreed(deltas, weights if self.normalize else None)
             else:
-                mixed, divisor = deltas.sum(0), weights.sum()
-                divisor = torch.where(divisor.abs() < _NO_SUM, 1.0, divisor)
-            if self.normalize:
-                mixed /= divisor
+                mixed = added(deltas)
+                if self.normalize and abs(total) >= _NO_SUM:
+                    mixed /= total
             return base.add_(mixed if self.scale == 1 else mixed.mul_(self.scale))
 
         yield from cut.write(one)
 
-    def _factor(self, mask: Mask | None, pair: Cut) -> Tensor | None:
-        import torch
 
-        if mask is None or not self.rescale:
-            return None
-        kept: Mask = mask
+def rescaled(mask: Mask, pair: Cut) -> tuple[float | None, Mask]:
+    """What gives a difference the l1 norm back that it had before a mask, None for nothing; and the mask, remembered.
 
-        def norms(number: int) -> tuple[float, float]:
-            delta = pair.deltas(number)[1][0]
-            before = float(delta.abs().sum(dtype=torch.float64))
-            return before, float(delta.mul_(kept(number, delta)).abs_().sum(dtype=torch.float64))
-
-        before, after = (sum(part) for part in zip(*pair.each(norms), strict=True))
-        return None if min(before, after) < _NO_NORM else torch.tensor(before / after)
-
-
-def agreed(deltas: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Of weighted differences [k, rows, width], which are lost, those that have the sign of their sum; 0 is positive.
-
-    Returns:
-        their sum, and the sum of their `weights` [k, 1, 1], 1 where it would be 0: [rows, width].
+    It is kept as bits: to draw or to sort again costs more than all the rest.
     """
+    import numpy as np
     import torch
 
-    sign = torch.copysign(torch.ones(()), deltas.sum(0).add_(0.0))  # -0 becomes 0
+    def norms(number: int) -> tuple[float, float, Any]:
+        delta = pair.deltas(number)[1][0]
+        chosen = mask(number, delta)
+        before = float(delta.abs().sum())
+        return before, float(keep(delta, chosen).abs_().sum()), np.packbits(chosen.numpy())
+
+    befores, afters, bits = zip(*pair.each(norms), strict=True)
+
+    def remembered(number: int, delta: Tensor) -> Tensor:
+        found = np.unpackbits(bits[number], count=delta.numel()).view(np.bool_)
+        return torch.from_numpy(found.reshape(delta.shape))
+
+    before, after = sum(befores), sum(afters)
+    return (None if min(before, after) < _NO_NORM else before / after), remembered
+
+
+def agreed(deltas: Tensor, weights: Tensor | None) -> Tensor:
+    """The sum of weighted differences [k, rows, width], which are lost, that have the sign of their sum; 0 is positive.
+
+    Args:
+        weights: [k, 1, 1], to divide by the sum of those that take part in an element, where it is not 0.
+
+    Returns:
+        [rows, width].
+    """
+    import numpy as np
+    import torch
+
+    sign = torch.copysign(torch.ones(()), added(deltas) + 0.0)  # -0 becomes 0
     along = deltas.mul_(sign).clamp_(min=0)  # the size of those that have it; NaN stays NaN
-    total = along.sum(0).mul_(sign)
-    divisor = along.sign_().mul_(weights).sum(0)
-    return total, divisor.add_(divisor == 0)
+    total = added(along) * sign
+    if weights is not None:
+        divisor = added(along.sign_().mul_(weights))
+        own = divisor.numpy()
+        np.add(own, own == 0, out=own)  # no branches: half of the elements may be 0
+        total /= divisor
+    return total
+
+
+def added(tensors: Tensor) -> Tensor:
+    """The sum of [k, rows, width] over k; for one, a view of it."""
+    return tensors[0] if len(tensors) == 1 else tensors.sum(0)
 
 
 FLAGS = {"int8_mask": Parameter(False), "lambda": Parameter(1.0), "weight": Parameter(None, each=True)}

@@ -31,13 +31,15 @@ class Between:
         return 1
 
     def mask(self, cut: Cut) -> Mask:
+        import torch
+
         count = min(cut.numel, max(self.least, int(self.share * cut.numel)) if self.share > 0 else 0)
         if not count:
-            return lambda number, delta: delta.new_zeros(1)
+            return lambda number, delta: torch.zeros(delta.shape, dtype=torch.bool)
         low = max(0, cut.numel - count - int(self.top * cut.numel))
         high = low + count
         ranks = [rank for rank in (low, high) if rank < cut.numel]
-        found = dict(zip(ranks, marks(cut, lambda number: cut.deltas(number)[1][0].abs(), ranks), strict=True))
+        found = dict(zip(ranks, marks(cut, lambda of, number: of.deltas(number)[1][0].abs_(), ranks), strict=True))
 
         def chosen(number: int, delta: Tensor) -> Tensor:
             sizes = delta.abs()
