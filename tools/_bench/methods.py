@@ -84,9 +84,7 @@ def table(
         limit: (output, weights of the parents) -> the same of LIMIT.
         only: methods; all of them where it is empty.
     """
-    print(
-        "| method | equal to mergekit | s | limit | mergekit | times | CPU s | limit | mergekit | times | GB | mergekit |"
-    )
+    print("| method | equal | s | limit | mergekit | times | CPU s | limit | mergekit | times | GB | mergekit |")
     print(f"|{'---|' * 12}")
     for title, words in configurations(parents):
         if only and words["merge_method"] not in only:
