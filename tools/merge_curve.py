@@ -56,12 +56,12 @@ def is_interpolation(values: Sequence[float]) -> bool:
 def draw(points: Sequence[float], curves: Sequence[Sequence[float]], method: str, file: Path) -> None:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6, 4), layout="constrained")
+    figure = Figure(figsize=(7.5, 4), layout="constrained")
     axes = figure.subplots()
     for text, curve in zip(TEXTS, curves, strict=True):
         axes.plot(points, curve, marker="o", label=f"on {text}'s text")
     axes.set(xlabel="t (0 is base, 1 is tuned)", ylabel="perplexity per byte", title=f"{method} of the tiny pair")
-    axes.legend()
+    figure.legend(loc="outside right upper")
     figure.savefig(file, metadata={"Date": None} if file.suffix == ".svg" else None)
 
 

@@ -19,7 +19,7 @@ FIGURES = {
 
 def test_every_point_lies_in_its_panel() -> None:
     figure = picture(FIGURES)
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     assert len(figure.axes) == 3
     for axes in figure.axes:
         low, high = axes.get_ylim()
@@ -35,7 +35,7 @@ def test_every_point_lies_in_its_panel() -> None:
 
 def test_the_legend_covers_no_curve() -> None:
     figure = picture(FIGURES)
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     (legend,) = figure.legends
     assert not any(axes.get_legend() for axes in figure.axes)
     box = legend.get_window_extent()

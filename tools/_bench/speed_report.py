@@ -135,7 +135,7 @@ def picture(figures: Figures) -> Figure:
     """Three curves over the prompt's length: time to the first token, tokens per second, cache."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(12, 4.4), layout="constrained")
+    figure = Figure(figsize=(14, 4), layout="constrained")
     panels = figure.subplots(1, 3)
     for name, one in figures.items():
         lengths = sorted(one["lengths"])
@@ -151,7 +151,7 @@ def picture(figures: Figures) -> Figure:
         axes.set(xlabel="tokens of the prompt", ylabel=label, xscale="log", yscale=scale)
     panels[1].set_ylim(bottom=0)  # where 0 has a place: a logarithmic panel would be all but empty
     handles, names = panels[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=len(names), fontsize="small")
+    figure.legend(handles, names, loc="outside right upper", fontsize="small")
     return figure
 
 

@@ -10,7 +10,7 @@ from zamba_compat.checkpoint.layouts.components import COMPONENTS, OTHER
 from zamba_compat.errors import DestinationError
 from zamba_compat.merging.report import Group, MergeReport
 
-from .heatmap import require_matplotlib
+from .heatmap import PAGE, in_depth_order, require_matplotlib
 
 _BASE, _NOTHING = "base", "-"
 
@@ -104,9 +104,9 @@ def draw(report: MergeReport, path: str | os.PathLike[str]) -> dict[str, dict[tu
         for name, value in shown.items():
             for layer in group.layers or (-1,):
                 panels.setdefault(name, {})[group.kind, layer] = value
-    rows = list(dict.fromkeys(group.kind for group in report.groups))
+    rows = in_depth_order(group.kind for group in report.groups)
     columns = sorted({layer for group in report.groups for layer in group.layers or (-1,)})
-    size = (4 + 0.17 * len(columns), (1.5 + 0.2 * len(rows)) * max(1, len(panels)))
+    size = (4 + 0.17 * len(columns), min((1.5 + 0.2 * len(rows)) * max(1, len(panels)), PAGE))
     figure = import_module("matplotlib.figure").Figure(figsize=size, layout="constrained")
     values = [value for cells in panels.values() for value in cells.values()]
     for axes, (name, cells) in zip(
@@ -119,7 +119,8 @@ def draw(report: MergeReport, path: str | os.PathLike[str]) -> dict[str, dict[tu
         step = max(1, len(columns) // 30)
         ticks = range(0, len(columns), step)
         axes.set_xticks(list(ticks), ["-" if columns[i] < 0 else str(columns[i]) for i in ticks], fontsize=7)
-        axes.set_yticks(list(range(len(rows))), rows, fontsize=7)
+        axes.set_yticks(list(range(len(rows))), rows, fontsize=min(7.0, 40 * size[1] / len(rows) / max(1, len(panels))))
+        axes.set_xlabel("layer")
         axes.set_title(f"{report.method}: {name}".replace("$", r"\$"), fontsize=9)
     try:
         figure.savefig(path, dpi=150)

@@ -10,7 +10,7 @@ import pytest
 
 from zamba_compat.checkpoint.resolving.contrast import Apart
 from zamba_compat.errors import DestinationError, ZambaCompatError
-from zamba_compat.operations.heatmap import Grid, comparison_grid, copies_grid, draw
+from zamba_compat.operations.heatmap import Grid, comparison_grid, copies_grid, draw, in_depth_order, picture
 from zamba_compat.operations.inspect import Comparison, Copies, Inspected, Inspection, Pair
 
 STEM = "model.layers.{}.shared_transformer."
@@ -45,7 +45,7 @@ def compared(*pairs: Pair) -> Inspection:
 def test_copies() -> None:
     q, adapter = "shared_transformer.self_attn.q_proj", "shared_transformer.feed_forward.gate_up_proj_adapter_list.4.0"
     grid = copies_grid(inspected(*COPIES))
-    assert grid.rows == (q, adapter, "model.embed_tokens") and grid.columns == (None, 2, 5, 9)
+    assert grid.rows == ("model.embed_tokens", q, adapter) and grid.columns == (None, 2, 5, 9)
     assert grid.cells[q, 5] == 0.1 and grid.cells[q, 9] is None
     assert grid.cells[adapter, 2] == 0.3 and (adapter, 5) not in grid.cells
     assert copies_grid(inspected(*COPIES), differing=True).rows == (q,)
@@ -75,6 +75,65 @@ def test_drawing(ending: str, pairs: tuple[Pair, ...], tmp_path: Path) -> None:
         grey, red = (f"fill: {color}".encode() in data for color in ("#d9d9d9", "#d62728"))
         assert grey == (PAIRS[1] in pairs) and red == (PAIRS[-1] in pairs)
     assert "matplotlib.pyplot" not in sys.modules  # which would choose a window system
+
+
+def test_rows_are_in_the_order_of_computation() -> None:
+    order = [
+        "model.embed_tokens",
+        "shared_transformer.input_layernorm",
+        "shared_transformer.self_attn.q_proj",
+        "shared_transformer.self_attn.linear_q_adapter_list.0",
+        "shared_transformer.self_attn.o_proj",
+        "shared_transformer.pre_ff_layernorm",
+        "shared_transformer.feed_forward.gate_up_proj",
+        "shared_transformer.feed_forward.gate_up_proj_adapter_list.2.0",
+        "shared_transformer.feed_forward.gate_up_proj_adapter_list.10.0",
+        "shared_transformer.feed_forward.down_proj",
+        "linear",
+        "input_layernorm",
+        "mamba.in_proj",
+        "mamba.conv1d",
+        "mamba.dt_bias",
+        "mamba.A_log",
+        "mamba.norm",
+        "mamba.out_proj",
+        "something.else",
+        "model.final_layernorm",
+        "lm_head",
+    ]
+    assert in_depth_order(sorted(order)) == in_depth_order(sorted(order, reverse=True)) == order
+
+
+def test_the_legend_is_beside_and_the_title_says_from_what() -> None:
+    pytest.importorskip("matplotlib")
+    for found, title in (
+        (compared(*PAIRS), "relative distance of a\\$b\nfrom a\\$b"),
+        (
+            Inspection(inspected(*COPIES)),
+            "relative distance of the copies of each shared tensor from its first,\nin a\\$b",
+        ),
+    ):
+        figure, grid = picture(found)
+        figure.draw_without_rendering()
+        (legend,) = figure.legends
+        box = legend.get_window_extent()
+        assert all(axes.get_window_extent().x1 <= box.x0 for axes in figure.axes) and box.x1 <= figure.bbox.x1
+        assert figure.get_suptitle() == title
+        assert [tick.get_text() for tick in figure.axes[0].get_yticklabels()] == list(grid.rows)
+
+
+def test_what_a_picture_shows() -> None:
+    """Each cell lies in one image, at its row and column, with its distance."""
+    pytest.importorskip("matplotlib")
+    figure, grid = picture(compared(*PAIRS))
+    distances, equal, odd = (image.get_array().filled(math.nan) for image in figure.axes[0].images)
+    for y, row in enumerate(grid.rows):
+        for x, column in enumerate(grid.columns):
+            value = grid.cells.get((row, column), ...)
+            known = isinstance(value, float) and 0 < value < math.inf
+            assert (distances[y, x] == value) if known else not distances[y, x] >= 0
+            assert bool(equal[y, x] == 1) is (value == 0)
+            assert bool(odd[y, x] == 1) is (value in (None, math.inf))
 
 
 def test_many_rows_fit_on_a_page(tmp_path: Path) -> None:
