@@ -37,9 +37,10 @@ $(READY): constraints.txt pyproject.toml setup.py $(wildcard zamba_compat/cpu/na
 demo: $(READY) ## a merged checkpoint that stock transformers cannot load: load it, generate, measure
 	$(PY) tools/demo.py
 
-lint: $(READY) ## ruff and mypy
+lint: $(READY) ## ruff, mypy, and who imports whom
 	$(PY) -m ruff check .
 	$(PY) -m mypy
+	$(VENV)/bin/lint-imports --no-logo
 
 test: lint ## lint, then all tests with the release in constraints.txt, JOBS files at a time
 	$(PY) -m pytest --numprocesses=$(JOBS) --dist=loadfile --record=build/reports/tests.jsonl $(PYTEST_ARGS)
@@ -99,4 +100,4 @@ wheel: $(READY) ## sdist, a wheel of this platform (manylinux) and one for any, 
 	@ls dist
 
 clean: ## remove everything that make has made
-	rm -rf $(VENV) .overlays build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	rm -rf $(VENV) .overlays build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache

@@ -11,8 +11,10 @@ Goes:     when accelerate places tied tensors together.
 from __future__ import annotations
 
 import functools
+from contextlib import AbstractContextManager
 from typing import Any
 
+from zamba_compat._engine.around import around
 from zamba_compat._engine.registry import Adapter, Patch
 
 
@@ -31,17 +33,12 @@ def load_checkpoint_in_model(original: Any) -> Any:
 
 
 def dispatch_model(original: Any) -> Any:
-    import inspect
+    def change(given: dict[str, Any]) -> AbstractContextManager[None]:
+        from zamba_compat.runtime.device_map import dispatching
 
-    signature = inspect.signature(original)
+        return dispatching(given)
 
-    @functools.wraps(original)
-    def dispatch_model(*args: Any, **kwargs: Any) -> Any:
-        from zamba_compat.runtime.device_map import dispatch
-
-        return dispatch(original, **signature.bind(*args, **kwargs).arguments)
-
-    return dispatch_model
+    return around(original, change)
 
 
 ADAPTER = Adapter(

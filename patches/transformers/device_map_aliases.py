@@ -13,54 +13,29 @@ Goes:     when upstream places tied tensors together, as it saves them.
 from __future__ import annotations
 
 import functools
+from contextlib import AbstractContextManager
 from typing import Any
 
+from zamba_compat._engine.around import around
 from zamba_compat._engine.registry import Adapter, Patch
 
 
 def load(original: Any) -> Any:
-    import inspect
+    def change(given: dict[str, Any]) -> AbstractContextManager[None]:
+        from zamba_compat.runtime.device_map import loading
 
-    signature = inspect.signature(original)
+        return loading(given)
 
-    @functools.wraps(original)
-    def _load_pretrained_model(*args: Any, **kwargs: Any) -> Any:
-        from zamba_compat.runtime.hub_layout import LoaderCall
-
-        bound = signature.bind(*args, **kwargs)
-        call = LoaderCall.of(bound.arguments)
-        places = set((call.device_map or {}).values())
-        if call.is_adapters or not places or (len(places) == 1 and "disk" not in places):
-            return original(*args, **kwargs)
-        from dataclasses import replace
-
-        from zamba_compat.runtime.device_map import prepare
-        from zamba_compat.runtime.offload import Source
-
-        source = Source(call.given.get("state_dict"), call.files, call.names_are_mapped)
-        quantized = call.quantizer is not None
-        loading = prepare(call.given["model"], call.device_map, source, call.folder, quantized=quantized)
-        if call.config is None:
-            call.given["device_map"] = loading
-        else:
-            call.given["load_config"] = replace(call.config, device_map=loading)
-        return original(*bound.args, **bound.kwargs)
-
-    return _load_pretrained_model
+    return around(original, change)
 
 
 def dispatch_model(original: Any) -> Any:
-    import inspect
+    def change(given: dict[str, Any]) -> AbstractContextManager[None]:
+        from zamba_compat.runtime.device_map import dispatching
 
-    signature = inspect.signature(original)
+        return dispatching(given)
 
-    @functools.wraps(original)
-    def dispatch_model(*args: Any, **kwargs: Any) -> Any:
-        from zamba_compat.runtime.device_map import dispatch
-
-        return dispatch(original, **signature.bind(*args, **kwargs).arguments)
-
-    return dispatch_model
+    return around(original, change)
 
 
 def from_pretrained(original: Any) -> Any:

@@ -22,16 +22,12 @@ def from_pretrained(original: Any) -> Any:
         try:
             return original(cls, *args, **kwargs)
         except Exception as error:
-            from pathlib import Path
-
-            from zamba_compat.checkpoint.reading.file_kinds import refuse_directory
             from zamba_compat.errors import ZambaCompatError
+            from zamba_compat.runtime.hub_layout import refuse_other_files
 
             source = args[0] if args else kwargs.get("pretrained_model_name_or_path")
             if not isinstance(error, ZambaCompatError) and source is not None:
-                directory = Path(source, kwargs.get("subfolder") or "")
-                if directory.is_dir():
-                    refuse_directory(directory)
+                refuse_other_files(source, kwargs.get("subfolder"))
             raise
 
     return from_pretrained

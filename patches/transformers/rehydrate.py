@@ -10,37 +10,20 @@ Goes:     never: which copy counts is a decision about checkpoints that upstream
 
 from __future__ import annotations
 
-import functools
-from contextlib import ExitStack
+from contextlib import AbstractContextManager
 from typing import Any
 
+from zamba_compat._engine.around import around
 from zamba_compat._engine.registry import Adapter
 
 
 def load(original: Any) -> Any:
-    import inspect
+    def change(given: dict[str, Any]) -> AbstractContextManager[None]:
+        from zamba_compat.runtime.hub_layout import in_hub_layout
 
-    signature = inspect.signature(original)
+        return in_hub_layout(given)
 
-    @functools.wraps(original)
-    def _load_pretrained_model(*args: Any, **kwargs: Any) -> Any:
-        from zamba_compat.runtime.hub_layout import LoaderCall, hub_layout
-
-        call = signature.bind(*args, **kwargs)
-        given = call.arguments
-        with ExitStack() as opened:
-            tensors = hub_layout(LoaderCall.of(given), opened)
-            if tensors is not None:
-                given["state_dict"] = tensors
-                replaced = {"sharded_metadata", "expected_keys"}
-                if "load_config" not in given:  # 4.50 to 4.52 would read the files too, if they are several
-                    replaced.add("checkpoint_files")
-                given.update(dict.fromkeys(replaced & given.keys()))
-                if "loaded_keys" in given:
-                    given["loaded_keys"] = list(tensors)
-            return original(*call.args, **call.kwargs)
-
-    return _load_pretrained_model
+    return around(original, change)
 
 
 ADAPTERS = tuple(

@@ -18,7 +18,7 @@ from .offload import Source
 
 
 def load_in_model(original: Any, model: Any, checkpoint: str | os.PathLike[str], **options: Any) -> Any:
-    """Load a checkpoint into a model that may be on the meta device; `device_map.dispatch` finishes what is offloaded.
+    """Load a checkpoint into a model that may be on the meta device; `device_map.dispatching` finishes it.
 
     Args:
         original: what load_checkpoint_in_model was; called for other models, without a device map, and for the 8-bit

@@ -6,14 +6,16 @@ block's first user, so that loaders and hooks, which know nothing of the sharing
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, WeakSet
 
 from zamba_compat.errors import ZambaCompatError
 from zamba_compat.layout.sharing import SharingMap
 
+from .hub_layout import LoaderCall
 from .modules import one_name_per_module, ties
 from .offload import Source, offload_index
 
@@ -46,7 +48,7 @@ class Placement:
 def prepare(
     model: Any, device_map: Mapping[str, Any], source: Source, folder: str | None, *, quantized: bool = False
 ) -> DeviceMap:
-    """Decide the placement of a built model that is about to be loaded; `dispatch` finishes it.
+    """Decide the placement of a built model that is about to be loaded; `dispatching` finishes it.
 
     Returns:
         the map to load by: modules on "disk" are on "meta", as nothing of theirs is to be kept or written.
@@ -77,22 +79,47 @@ def prepare(
     return {name: "meta" if place == "disk" else place for name, place in loading.items()}
 
 
-def dispatch(original: Any, model: Any, **options: Any) -> Any:
-    """accelerate's dispatch_model (`original`) for a model that `prepare` has seen, or that holds all its tensors.
+@contextmanager
+def loading(given: dict[str, Any]) -> Iterator[None]:
+    """Let a call of `_load_pretrained_model`, its arguments by name, load by the map of `prepare`."""
+    call = LoaderCall.of(given)
+    places = set((call.device_map or {}).values())
+    if not call.is_adapters and (len(places) > 1 or "disk" in places):
+        source = Source(given.get("state_dict"), call.files, call.names_are_mapped)
+        quantized = call.quantizer is not None
+        device_map = prepare(given["model"], call.device_map, source, call.folder, quantized=quantized)
+        if call.config is None:
+            given["device_map"] = device_map
+        else:
+            given["load_config"] = replace(call.config, device_map=device_map)
+    yield
 
-    Any other goes through as it is.
 
-    Args:
-        options: what dispatch_model takes. `device_map` and `offload_index` are replaced.
+@contextmanager
+def dispatching(given: dict[str, Any]) -> Iterator[None]:
+    """Let a call of accelerate's dispatch_model, its arguments by name, place each shared block once.
+
+    That is for a model that `prepare` has seen, or that holds all its tensors; of any other nothing is changed.
     """
-    if model in _busy:
-        return original(model, **options)
-    placement = _waiting.pop(model, None) or _as_given(model, options)
+    model = given["model"]
+    placement = None if model in _busy else _waiting.pop(model, None) or _as_given(model, given)
     if placement is None:
-        return original(model, **options)
+        yield
+        return
     _busy.add(model)
     try:
-        return _dispatched(original, model, placement, options)
+        if "disk" in placement.device_map.values():
+            on_disk = [name for name in model.state_dict() if place_of(placement.device_map, name) == "disk"]
+            given["offload_index"] = offload_index(
+                model, on_disk, placement.sharing, placement.source, placement.folder
+            )
+        # The mixers read the weights of their convolutions and projections directly, past these modules' own hooks.
+        mixers = {type(module).__name__ for module in model.modules() if hasattr(module, "in_proj")}
+        given["preload_module_classes"] = sorted({*(given.get("preload_module_classes") or ()), *mixers})
+        with one_name_per_module(model) as hidden:
+            given["device_map"] = {name: p for name, p in placement.device_map.items() if not _is_below(name, hidden)}
+            yield
+        model.hf_device_map = dict(placement.device_map)
     finally:
         _busy.discard(model)
 
@@ -111,22 +138,8 @@ def _as_given(model: Any, options: Mapping[str, Any]) -> Placement | None:
     return Placement(normalise(options["device_map"], model, sharing), sharing, source, options.get("offload_dir"))
 
 
-def _dispatched(original: Any, model: Any, placement: Placement, options: dict[str, Any]) -> Any:
-    if "disk" in placement.device_map.values():
-        on_disk = [name for name in model.state_dict() if place_of(placement.device_map, name) == "disk"]
-        options["offload_index"] = offload_index(model, on_disk, placement.sharing, placement.source, placement.folder)
-    # The mixers read the weights of their convolutions and projections directly, past these modules' own hooks.
-    mixers = {type(module).__name__ for module in model.modules() if hasattr(module, "in_proj")}
-    options["preload_module_classes"] = sorted({*(options.get("preload_module_classes") or ()), *mixers})
-    with one_name_per_module(model) as hidden:
-        options["device_map"] = {name: p for name, p in placement.device_map.items() if not _is_below(name, hidden)}
-        dispatched = original(model, **options)
-    model.hf_device_map = dict(placement.device_map)
-    return dispatched
-
-
 def is_waiting(model: Any) -> bool:
-    """Whether `dispatch` is still due."""
+    """Whether `dispatching` is still due."""
     return model in _waiting
 
 

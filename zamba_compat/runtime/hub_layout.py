@@ -5,14 +5,15 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from zamba_compat.checkpoint.layouts.foreign_names import names_in_model
+from zamba_compat.checkpoint.reading.file_kinds import refuse_directory
 from zamba_compat.checkpoint.reading.files import open_regular
 from zamba_compat.checkpoint.reading.headers import read_header
 from zamba_compat.checkpoint.reading.pickled import unpickle
@@ -190,6 +191,33 @@ def refuse_strangers(files: Sequence[str], origin: object) -> None:
                 remedy="Put the shards beside the index and write their bare names.",
             )
         os.close(open_regular(Path(file), where=str(file)))
+
+
+def refuse_other_files(source: str | os.PathLike[str], subfolder: str | None) -> None:
+    """Say what lies in the place of weights, after loading them from a directory has failed.
+
+    Raises:
+        CheckpointError: a file of another kind, or an adapter alone.
+    """
+    directory = Path(source, subfolder or "")
+    if directory.is_dir():
+        refuse_directory(directory)
+
+
+@contextmanager
+def in_hub_layout(given: dict[str, Any]) -> Iterator[None]:
+    """Let a call of `_load_pretrained_model`, its arguments by name, load in the hub layout; see `hub_layout`."""
+    with ExitStack() as opened:
+        tensors = hub_layout(LoaderCall.of(given), opened)
+        if tensors is not None:
+            given["state_dict"] = tensors
+            replaced = {"sharded_metadata", "expected_keys"}
+            if "load_config" not in given:  # 4.50 to 4.52 would read the files too, if they are several
+                replaced.add("checkpoint_files")
+            given.update(dict.fromkeys(replaced & given.keys()))
+            if "loaded_keys" in given:
+                given["loaded_keys"] = list(tensors)
+        yield
 
 
 def hub_layout(call: LoaderCall, opened: ExitStack) -> dict[str, Any] | None:
