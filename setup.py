@@ -12,7 +12,7 @@ from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
-SOURCES = ("attention", "chunks", "kernels", "quantized", "quantized512", "rows", "scan", "tiles", "token")
+SOURCES = ("chunks", "kernels", "quantized", "quantized512", "rows", "scan", "tiles", "token")
 HEADERS = ("avx2", "bfloat16", "chunk", "export", "lanes", "quantized", "rows", "scan", "team", "tiles")
 ENGINE = Extension(
     "zamba_compat.cpu.native._kernels",

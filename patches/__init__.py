@@ -46,7 +46,6 @@ from .transformers import (
     save,
     shared_quantized,
     shared_skipped,
-    shared_token,
     single_token,
     tie_map,
     tied_keys,
@@ -110,7 +109,6 @@ ADAPTERS: tuple[Adapter, ...] = (
     widened_products.ADAPTER,
     tiled_products.ADAPTER,
     blocks_of_tokens.ADAPTER,
-    shared_token.ADAPTER,
     # Fine-tuning.
     mamba_targets.ADAPTER,
     *tied_merge.ADAPTERS,

@@ -1,6 +1,6 @@
 """A/B of one piece of the CPU engine: whole models with and without it, by turns in one process.
 
-    python tools/bench_ab.py decode_attention [--nf4] [--lengths 128 1024] [--rounds 5] [--tokens 14]
+    python tools/bench_ab.py gemv [--nf4] [--lengths 128 1024] [--rounds 5] [--tokens 14]
     python tools/bench_ab.py --all
 
 A round is the prompt and then `--tokens` tokens, once with every piece and once with all but this one; which of them
@@ -29,10 +29,8 @@ from _bench.speed_report import processor
 from zamba_compat.cpu import (
     amx,
     blocking,
-    decode_attention,
     folded,
     gemv,
-    kv_cache,
     mixer_decode,
     mixer_prefill,
     nf4,
@@ -52,8 +50,6 @@ def never(*given: Any, **more: Any) -> bool:
 NEVER = 1 << 40  # rows
 # Piece -> what it is switched off by: (owner, name, instead).
 PIECES: dict[str, tuple[tuple[Any, str, Any], ...]] = {
-    "decode_attention": ((decode_attention, "attention", nothing),),
-    "kv_cache": ((kv_cache, "joined", nothing),),
     "gemv": ((gemv, "product", nothing),),
     "mixer_decode_projections": ((mixer_decode, "whole", nothing),),
     "mixer_decode": ((mixer_decode, "whole", nothing), (mixer_decode, "between", nothing)),

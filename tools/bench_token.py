@@ -25,15 +25,13 @@ from _bench import work
 from _bench.contestants import build
 from _bench.speed_report import processor
 from _bench.steps import Step, taken
-from zamba_compat.cpu import decode_attention, gemv, kv_cache, mixer_decode
+from zamba_compat.cpu import gemv, mixer_decode
 from zamba_compat.layout.published import PUBLISHED
 
 STEPS = (
     Step("a mixer's token in one loop", mixer_decode, "between", lambda *given, **more: None),
     Step("with its projections", mixer_decode, "whole", lambda *given, **more: None),
     Step("products of one row in one loop", gemv, "gains", lambda *given: False),
-    Step("attention in one loop", decode_attention, "attention", lambda *given, **more: None),
-    Step("keys and values that grow", kv_cache, "joined", lambda *given, **more: None),
 )
 
 

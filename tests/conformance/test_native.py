@@ -1,8 +1,7 @@
-"""Token by token by what makes it fast, the loops in C and the growing cache: the reference's logits."""
+"""Token by token by the loops in C: the reference's logits."""
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import pytest
@@ -31,14 +30,13 @@ def decoded(model: Any, ids: Tensor) -> Tensor:
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """How often each loop runs."""
-    from zamba_compat.cpu.native import attention, rows, token
+    from zamba_compat.cpu.native import rows, token
 
-    if token.loop() is None or attention.loop() is None or rows.loop() is None:
+    if token.loop() is None or rows.loop() is None:
         pytest.skip("no loops in C here")
     loops = {
         "step": (token.Loop, "step"),
         "whole": (token.Loop, "whole"),
-        "attend": (attention.Loop, "attend"),
         "row": (rows.Loop, "product"),
     }
     seen = dict.fromkeys(loops, 0)
@@ -74,7 +72,6 @@ def test_one_token_at_a_time(pattern: str, dtype: torch.dtype, counted: dict[str
     assert counted == {
         "step": 0,
         "whole": mixers * tokens,
-        "attend": uses * tokens,
         "row": (linears * uses + 1) * tokens,  # and the head's
     }
     configure(native=False)
@@ -83,32 +80,3 @@ def test_one_token_at_a_time(pattern: str, dtype: torch.dtype, counted: dict[str
     finally:
         configure(native=None)
     assert relative(got, wanted) < 1.1 * others < 0.05
-
-
-@pytest.mark.parametrize("pattern", ["1.2B", "2.7B"])
-def test_keys_and_values_that_grow_in_place(
-    pattern: str, monkeypatch: pytest.MonkeyPatch, checkpoint: Checkpoint
-) -> None:
-    """Token by token, several at once, and on from an earlier point of the same cache's past."""
-    from zamba_compat.cpu import kv_cache, shared_block
-
-    case = make_case(pattern, length=46)
-    model = load(checkpoint(pattern))
-    plain = decoded(model, case.ids)
-    assert_close(plain, case.logits[:, PROMPT:])
-    seen, joined = [], kv_cache.joined
-    monkeypatch.setattr(shared_block, "FEWEST_GROWING", 0)
-    monkeypatch.setattr(kv_cache, "joined", lambda *args, **kwargs: seen.append(joined(*args, **kwargs)) or seen[-1])
-    first = forward(model, case.ids[:, :PROMPT])
-    several = continued(model, case.ids[:, PROMPT : PROMPT + 5], first.past_key_values, PROMPT)
-    copied = copy.deepcopy(several.past_key_values)
-    for cache in (several.past_key_values, copied):
-        got = []
-        for position in range(PROMPT + 5, case.ids.shape[1]):
-            step = continued(model, case.ids[:, position : position + 1], cache, position)
-            got.append(step.logits)
-            cache = step.past_key_values
-        assert_close(torch.cat(got, 1), case.logits[:, PROMPT + 5 :])
-    uses, grown = len(synthetic.hybrid_layers(case.config)), [tensor for tensor in seen if tensor is not None]
-    assert len(grown) == 2 * uses * (1 + 2 * (case.ids.shape[1] - PROMPT - 5))
-    assert len({tensor.data_ptr() for tensor in grown}) < len(grown) / 5

@@ -105,7 +105,7 @@ DEFINED(KIND_2, 2)
 #endif
 
 /* See __init__.py: counted up when a function changes. */
-EXPORT int zamba_compat_version(void) { return 13; }
+EXPORT int zamba_compat_version(void) { return 14; }
 
 /* 0 where nothing else here may be called. */
 EXPORT int zamba_compat_kind(void) { return kind(); }
