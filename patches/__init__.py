@@ -17,6 +17,7 @@ from zamba_compat._engine.registry import GUARDING, Adapter
 
 from .accelerate import one_place
 from .bitsandbytes import carried_cpu_flag, cpu_packing, cpu_product, state_dtype, storage_cast
+from .compressed_tensors import packed_zero_points
 from .mergekit import base_decides, della_rows, one_parent_only, optional_t, shared_blocks
 from .peft import mamba_targets, tied_merge
 from .transformers import (
@@ -82,6 +83,7 @@ ADAPTERS: tuple[Adapter, ...] = (
     *other_files.ADAPTERS,
     quantized_one_by_one.ADAPTER,
     one_place.ADAPTER,
+    packed_zero_points.ADAPTER,
     # Quantization.
     *cpu_refused.ADAPTERS,
     *packed_weight_cast.ADAPTERS,

@@ -1,0 +1,1 @@
+"""Adapters for compressed-tensors, one file per upstream defect."""
