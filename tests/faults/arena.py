@@ -50,6 +50,7 @@ class Arena:
         absent: what must not exist after the command: what hostile code would have made.
         merge: entries of merge's configuration to replace.
         yaml: the configuration itself.
+        method: of "quantize --method".
     """
 
     top: Path
@@ -58,6 +59,7 @@ class Arena:
     absent: list[Path] = field(default_factory=list)
     merge: dict[str, Any] = field(default_factory=dict)
     yaml: str = ""
+    method: str = "w4a16"
 
     @property
     def source(self) -> Path:
@@ -121,23 +123,25 @@ class Arena:
 
 
 @cache
-def _good(directory: Path) -> Path:
+def _good(directory: Path, name: str) -> Path:
     config = directory / "plain"
-    synthetic.write_checkpoint(config, state(), CONFIG)
+    # What is extracted from two checkpoints is their difference.
+    tensors = state() if name == "source" else synthetic.make_state(CONFIG, seed=1, dtype=torch.bfloat16)
+    synthetic.write_checkpoint(config, tensors, CONFIG)
     (config / "tokenizer_config.json").write_text('{"model_max_length": 64}')
-    size = sum(tensor.nbytes for tensor in state().values()) * 2 // 5
-    convert(config, directory / "good", Options(max_shard_size=str(size)))
+    size = sum(tensor.nbytes for tensor in tensors.values()) * 2 // 5
+    convert(config, directory / name, Options(max_shard_size=str(size)))
     shutil.rmtree(config)
-    assert sorted(path.name for path in (directory / "good").glob("*.safetensors")) == list(SHARDS)
-    return directory / "good"
+    assert sorted(path.name for path in (directory / name).glob("*.safetensors")) == list(SHARDS)
+    return directory / name
 
 
 def build(base: Path, top: Path) -> Arena:
-    """An arena in the new directory `top`; the good checkpoint is made once in `base`."""
+    """An arena in the new directory `top`; the good checkpoints are made once in `base`."""
     top.mkdir(parents=True)
     arena = Arena(top)
     for path in (arena.source, arena.other):
-        shutil.copytree(_good(base), path)
+        shutil.copytree(_good(base, path.name), path)
     return arena
 
 

@@ -13,9 +13,11 @@ from pathlib import Path
 def main() -> None:
     command, kind, kills, seed, top = sys.argv[1:]
     from faults.arena import build
+    from faults.commands import METHODS
     from faults.crashes import Bench, campaign
 
     arena = build(Path(top), Path(top, "arena"))
+    arena.method = METHODS[int(seed) % len(METHODS)]
     bench = Bench(command, arena, old=kind == "old")
     tally = campaign(bench, int(kills), int(seed))
     print(json.dumps({**vars(tally), "duration": bench.duration}))

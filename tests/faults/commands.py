@@ -18,8 +18,9 @@ from faults.arena import Arena, look, read, state
 from zamba_compat.cli.main import main
 from zamba_compat.operations.verify import verify
 
-WRITING = ("convert-checkpoint", "quantize", "merge")
+WRITING = ("convert-checkpoint", "quantize", "quantize --method", "merge", "extract-lora")
 COMMANDS = (*WRITING, "inspect", "verify", "from_pretrained")
+METHODS = ("w8a16", "w4a16", "fp8")  # of "quantize --method"; one for each arena
 _PATIENCE = 60  # seconds for one load; a FIFO that is opened for reading would wait for ever
 
 
@@ -54,13 +55,17 @@ def run(command: str, arena: Arena) -> Ran:
     """Run a command in this process, as its console script would."""
     paths = {
         "merge": [str(arena.top / "merge.yml"), str(arena.destination)],
+        "extract-lora": [*map(str, (arena.other, arena.source, arena.destination)), "--rank", "4"],
         "inspect": [str(arena.source)],
         "verify": [str(arena.source)],
     }.get(command, [str(arena.source), str(arena.destination)])
+    words = command.split()
+    if words[1:]:
+        words += [arena.method, *(["--group-size", "-1"] if arena.method != "fp8" else [])]
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), arena.during():
         try:
-            status = main([command, *paths, *arena.arguments.get(command, [])])
+            status = main([*words, *paths, *arena.arguments.get(command, [])])
         except SystemExit as ended:
             status = int(ended.code or 0)
     return Ran(status, out.getvalue(), err.getvalue())
@@ -96,7 +101,7 @@ def outcome(command: str, arena: Arena, expect: Expect) -> str:
     if ran.status != 3:
         return str(ran.status)
     first = ran.err.splitlines()[0]
-    assert first.startswith(f"zamba-compat {command}: ")
+    assert first.startswith(f"zamba-compat {command.split()[0]}: ")
     assert str(arena.top) in ran.err or "tensor" in first or re.search(expect.says, first), "it says nowhere"
     return "refused"
 

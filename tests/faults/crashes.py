@@ -218,7 +218,7 @@ class Bench:
         pages = sum(-(-path.stat().st_size // 4096) + 1 for path in self._keep.rglob("*")) if self._keep.exists() else 0
         if libc.mount(b"none", os.fsencode(parent), b"tmpfs", 0, f"size={nbytes + 4096 * pages}".encode()):
             return 98
-        arena = Arena(self.arena.top, arguments=self.arena.arguments)
+        arena = Arena(self.arena.top, arguments=self.arena.arguments, method=self.arena.method)
         with mock.patch.object(Arena, "destination", parent / "made"), ExitStack() as stack:
             old = None
             if self._keep.exists():

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from faults.arena import INDEX, OWN, SHARDS, Arena
+from faults.commands import WRITING
 from support.raw_files import with_header
 
 Make = Callable[[Arena], Any]
@@ -269,7 +270,7 @@ def only_a_pickle(arena: Arena) -> None:
 
 def only_a_pickle_allowed(arena: Arena) -> None:
     only_a_pickle(arena)
-    for command in ("convert-checkpoint", "quantize", "merge", "inspect"):
+    for command in (*WRITING, "inspect"):
         arena.arguments[command] = ["--allow-pickle"]
 
 

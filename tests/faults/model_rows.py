@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from faults.arena import ADAPTER, CONFIG, NORM, OWN, STEM, Arena, Q, state
+from faults.commands import WRITING
 from support import synthetic
 from support.synthetic import Config, State
 from zamba_compat.operations.convert import Options, convert
@@ -66,13 +67,13 @@ another_shape = tensors(lambda found: found | {OWN: torch.ones(7, dtype=torch.bf
 
 def unknown_allowed(arena: Arena) -> None:
     unknown(arena)
-    for command in ("convert-checkpoint", "quantize", "merge"):
+    for command in WRITING:
         arena.arguments[command] = ["--allow-unknown"]
 
 
 def divergent_resolved(arena: Arena) -> None:
     divergent(arena)
-    for command in ("convert-checkpoint", "quantize", "merge"):
+    for command in WRITING:
         arena.arguments[command] = ["--resolve", "mean"]
 
 

@@ -94,11 +94,18 @@ def merging(row: int, name: str, make: Callable[[Arena], Any], expect: Expect) -
 
 
 def _named(expects: dict[str, Expect]) -> dict[str, Expect]:
-    return {{"convert": "convert-checkpoint", "load": "from_pretrained"}.get(k, k): v for k, v in expects.items()}
+    names = {
+        "convert": ["convert-checkpoint"],
+        "quantize": ["quantize", "quantize --method"],
+        "extract": ["extract-lora"],
+        "load": ["from_pretrained"],
+    }
+    return {name: expect for word, expect in expects.items() for name in names.get(word, [word])}
 
 
 B = SHARDS[1]
-TOLD_LESS = {"merge": accepted(why="the base's config is written")}
+CONFIG_OF_THE_BASE = accepted(why="the base's config is written")
+TOLD_LESS = {"merge": CONFIG_OF_THE_BASE, "extract": accepted(why="an adapter has no config of the model")}
 EXTRA = {"inspect": told("extra"), "convert": accepted(why="--allow-unknown copies it", same=False)}
 CASES: tuple[Case, ...] = (
     broken(1, "traversing shard name", files.traversing, r"\.\./elsewhere.* is a path", refused("is a path")),
@@ -165,6 +172,7 @@ CASES: tuple[Case, ...] = (
             "told with the tensor's name",
             quantize=refused(models.FIRST),
             merge=refused(models.FIRST),
+            extract=refused(models.FIRST),
             convert=accepted(f"warning: NaN or infinity in 1 tensors: {models.FIRST}", "told by name", same=False),
             inspect=accepted(why="tensors are not searched"),
             load=accepted(why="loaded as stored", same=False),
@@ -193,7 +201,7 @@ CASES: tuple[Case, ...] = (
         "the shapes prove it",
         **TOLD_LESS,
     ),
-    broken(31, "llama", models.config(model_type="llama"), "llama", not_here(OTHERS)),
+    broken(31, "llama", models.config(model_type="llama"), "llama|The base shares it", not_here(OTHERS)),
     broken(31, "zamba2_vl", models.config(model_type="zamba2_vl"), "zamba2_vl", not_here(OTHERS)),
     broken(32, "layer lists that disagree", models.config(hybrid_layer_ids=[2, 3]), r"\[2, 3\]", refused("")),
     *(
@@ -218,6 +226,7 @@ CASES: tuple[Case, ...] = (
         "--resolve says what to do",
         convert=accepted("copies that differed", "--resolve says what to do", same=False),
         merge=accepted(why="--resolve says what to do"),
+        extract=accepted(why="--resolve says what to do"),
         inspect=told("--resolve"),
         load=accepted("copies that differ", "kept exactly, with a warning", same=False),
     ),
@@ -232,8 +241,7 @@ CASES: tuple[Case, ...] = (
         models.quantized,
         {
             "convert-checkpoint": accepted(why="quantized tensors are kept as they are", same=False),
-            "quantize": refused("quantized"),
-            "merge": refused("quantized"),
+            **dict.fromkeys(("quantize", "quantize --method", "merge", "extract-lora"), refused("quantized")),
             "inspect": accepted(),
             "verify": accepted(),
             "from_pretrained": accepted(same=False),

@@ -12,16 +12,16 @@ from typing import Any
 from unittest import mock
 
 from faults.arena import SHARDS, Arena
+from faults.commands import WRITING
 from zamba_compat.checkpoint.writing.staging import Staging
 
-COMMANDS = ("convert-checkpoint", "quantize", "merge")
 # What every writing command calls to change the file system, and to read.
 WRITES = ("write", "copy_file_range", "fsync", "mkdir", "rename", "unlink", "rmdir")
 READS = ("read", "preadv", "copy_file_range")
 
 
 def all_arguments(arena: Arena, *words: str) -> None:
-    for command in COMMANDS:
+    for command in WRITING:
         arena.arguments.setdefault(command, []).extend(words)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from faults.arena import Arena
-from faults.commands import COMMANDS, outcome
+from faults.commands import COMMANDS, METHODS, outcome
 from faults.rows import CASES, Case
 
 # A fault that a command cannot meet is no test of it; docs/faults.md has the reason.
@@ -15,5 +15,6 @@ ROWS = [(case, command) for command in COMMANDS for case in CASES if case.expect
 @pytest.mark.parametrize(("case", "command"), ROWS, ids=[f"{case.id}-{command}" for case, command in ROWS])
 def test_row(case: Case, command: str, arena: Arena) -> None:
     expect = case.expects[command]
+    arena.method = METHODS[case.row % len(METHODS)]
     case.make(arena)
     assert outcome(command, arena, expect) == expect.outcome

@@ -39,8 +39,9 @@ def test_nothing_is_at_risk(command: str, old: bool, templates: Arena) -> None:
     events = traced(command, templates)
     assert at_risk(events, templates.destination) == []
     written = {event.path.name for event in events if event.what == "write"}
-    names = ["config.json", "zamba_compat_manifest.json"]
-    assert {*names, *(["tool.jinja"] if command != "merge" else [])} <= written
+    config = "adapter_config.json" if command == "extract-lora" else "config.json"
+    beside = ["tool.jinja"] if command not in ("merge", "extract-lora") else []
+    assert {config, "zamba_compat_manifest.json", *beside} <= written
 
 
 @pytest.mark.parametrize("lost", ["model-00001", "config.json", "new", "additional_chat_templates", "arena"])

@@ -17,6 +17,7 @@ from support import synthetic
 from support.raw_files import change_index, snapshot
 from support.synthetic import Config, State
 from zamba_compat.errors import CheckpointError, ConfigError, ZambaCompatError
+from zamba_compat.layout.sharing import SharingMap
 from zamba_compat.operations.convert import Options, convert
 from zamba_compat.operations.inspect import Inspected, inspect
 
@@ -219,6 +220,15 @@ def test_quantized(write: Callable[..., Path]) -> None:
     a = inspect(write("d", expanded | {name: expanded[name] * 2}, config)).a
     one = next(one for one in a.copies if one.key == FIRST)
     assert one.distances[LATER] == pytest.approx(1) and a.faults
+
+
+def test_parts_at_another_layer_belong_to_the_weight(write: Callable[..., Path]) -> None:
+    other = SharingMap.from_config(CONFIG).aliases(FIRST)[-1]
+    parts = quantized(FIRST, STATE[FIRST])
+    parts = {name if name == FIRST else name.replace(FIRST, other): tensor for name, tensor in parts.items()}
+    found = inspect(write("a", STATE | parts)).a
+    assert other != FIRST and found.quantization is not None and found.quantization.weights == {"nf4": 1}
+    assert found.parameters == elements(STATE)
 
 
 # ---- two checkpoints

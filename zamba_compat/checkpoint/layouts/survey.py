@@ -73,13 +73,24 @@ class Survey:
 
     @cached_property
     def parts(self) -> dict[str, dict[str, str]]:
-        """Quantized weight -> what a part is to it (`quant_state_names.part_of`) -> the part's name."""
+        """Quantized weight -> what a part is to it (`quant_state_names.part_of`) -> the part's name.
+
+        A part whose own layer holds no weight belongs to the copies of the weight at other layers that lack it.
+        """
+        copies: dict[str, list[str]] = {}
+        for name in filter(is_weight, self.tensors):
+            copies.setdefault(self.canonical(base_of(name)), []).append(base_of(name))
         found: dict[str, dict[str, str]] = {}
-        held = {base_of(name) for name in self.tensors if is_weight(name)}
-        for name in filter(lambda name: base_of(name) in held, self.tensors):
-            part = part_of(name)
-            if part is not None:
-                found.setdefault(base_of(name), {})[part] = name
+        strays: list[tuple[str, str, str]] = []
+        for name in self.tensors:
+            part, weight = part_of(name), base_of(name)
+            held = copies.get(self.canonical(weight), [])
+            if part is not None and weight in held:
+                found.setdefault(weight, {})[part] = name
+            elif part is not None:
+                strays += [(copy, part, name) for copy in held]
+        for weight, part, name in strays:
+            found.setdefault(weight, {}).setdefault(part, name)
         return found
 
     def component(self, name: str) -> str:
