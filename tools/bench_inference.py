@@ -1,7 +1,7 @@
 """Benchmark of inference: with the import, in NF4, stock transformers, and a Llama of as many parameters.
 
     python tools/bench_inference.py [--quick] [--lengths 128 1024] [--contestants import nf4 llama stock] [--rounds 1]
-    python tools/bench_inference.py --lengths 128 1024 4096 16384 --plot docs/speed.svg --write docs/speed.md
+    python tools/bench_inference.py --lengths 128 1024 4096 16384 --plot build/speed.svg --write build/speed.md
     python tools/bench_inference.py --from docs/speed.json --plot docs/speed.svg
     python tools/bench_inference.py --device cuda --lengths 1024 4096 16384
     python tools/bench_inference.py --config tests/fixtures/tiny/base/config.json --lengths 32 --rows 2 4 --most 8

@@ -2,7 +2,7 @@
 
 `mixer_torch.run` computes the same with PyTorch's operations, chunk by chunk: a prompt of 1.2B on two cores of a
 Xeon takes 1.1 times as long with those. In bfloat16 sequences go in chunks where there are instructions for it: a token
-and layer take 14 to 17 us with tiles and 33 with AVX512-BF16, where cpu/native/scan.c takes 41 to 52 (docs/speed.md).
+and layer take 14 to 17 us with tiles and 33 with AVX512-BF16, 41 to 52 in cpu/native/scan.c (tools/bench_prompt.py).
 """
 
 from __future__ import annotations
