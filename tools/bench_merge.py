@@ -2,6 +2,7 @@
 
     python tools/bench_merge.py [--repeat 3]    # 1.2B + 1.2B, everything in turn, beside `cp -r` of one parent
     python tools/bench_merge.py --shape 7B      # 7B + 7B by zamba-compat alone in a hard 8 GB, then loaded in NF4
+    python tools/bench_merge.py --shape 7B --methods ties    # the same by another method
     python tools/bench_merge.py --quick         # a tiny shape: does it run?
 
 The configuration is the study's, its curves stretched over the layers. mergekit takes a tensor as one vector and the
@@ -159,10 +160,12 @@ def main() -> int:
 
     with tempfile.TemporaryDirectory(dir=options.work) as temporary:
         work, shape = Path(temporary), shape_of(options.shape, quick=options.quick)
-        parents = [work / name for name in ("base", "other", "third", "fourth")[: 2 if options.methods is None else 4]]
+        parents = [
+            work / name for name in ("base", "other", "third", "fourth")[: 2 if limit or options.methods is None else 4]
+        ]
         for seed, parent in enumerate(parents):
             size = make_checkpoint.write(parent, shape, 5 * 10**9, seed, torch.bfloat16)
-        if options.methods is not None:
+        if options.methods is not None and limit is None:
             env = {"PYTHONPATH": ":".join(map(str, overlays.mergekit()))}
             methods.table(
                 work,
@@ -174,8 +177,12 @@ def main() -> int:
             )
             return 0
         config = work / "config.yml"
-        config.write_text(yaml.safe_dump(configuration(parents, shape["num_hidden_layers"])))
-        print(f"{options.shape} + {options.shape}, {size / 1e9:.2f} GB each in bfloat16:", flush=True)
+        found = configuration(parents, shape["num_hidden_layers"])
+        if options.methods:
+            found = methods.configuration(options.methods[0], parents)
+        config.write_text(yaml.safe_dump(found))
+        said = f"{size / 1e9:.2f} GB each in bfloat16, {found['merge_method']}"
+        print(f"{options.shape} + {options.shape}, {said}:", flush=True)
         if limit is None:
             compare(work, parents, config, options.repeat)
         else:

@@ -60,13 +60,17 @@ print(json.dumps(result))
 
 def configurations(parents: list[Path]) -> Iterator[tuple[str, dict[str, Any]]]:
     """A title and a configuration for every method; some of four models, too."""
-    rows = [(name, count, words) for name, (count, words) in PLAIN.items()]
-    rows += [(name, 4, PLAIN[name][1]) for name in FOUR]
-    for name, count, words in rows:
-        base = {} if name in _WITHOUT_BASE else {"base_model": str(parents[0])}
-        models = [{"model": str(parent), "parameters": WEIGHTS} for parent in parents[:count]]
-        own = {"merge_method": name, "models": models, "parameters": words, **base}
-        yield f"{name}, {count} models", {**own, "dtype": "float32", "out_dtype": "bfloat16"}
+    rows = [(name, count) for name, (count, _) in PLAIN.items()] + [(name, 4) for name in FOUR]
+    for name, count in rows:
+        yield f"{name}, {count} models", configuration(name, parents[:count])
+
+
+def configuration(name: str, parents: list[Path]) -> dict[str, Any]:
+    """A method's, of all these parents; the first is the base where there is one."""
+    base = {} if name in _WITHOUT_BASE else {"base_model": str(parents[0])}
+    models = [{"model": str(parent), "parameters": WEIGHTS} for parent in parents]
+    own = {"merge_method": name, "models": models, "parameters": PLAIN[name][1], **base}
+    return {**own, "dtype": "float32", "out_dtype": "bfloat16"}
 
 
 def table(
