@@ -63,5 +63,5 @@ def judge(
     commands = [f"zamba-compat inspect {shlex.quote(parent)} {out} --tensors" for parent in report.models]
     asked = " ".join(f"--text {shlex.quote(file)}" for file in files)
     commands.append(f"zamba-compat evaluate {' '.join(map(shlex.quote, models))} {asked} --questions")
-    commands.append(f"zamba-compat generate {out} --prompt TEXT")
+    commands.append(f"zamba-compat generate {out} TEXT")
     return Judgement(found, distances, tuple(commands))

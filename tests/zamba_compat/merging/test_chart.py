@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import yaml
 
 from support.merges import curve, parents, slerp_of, write
-from zamba_compat.cli.main import main
+from zamba_compat.cli.main import main, parser
 from zamba_compat.operations.merge import MergeOptions, merge
 from zamba_compat.operations.merge_chart import draw, layer_table
 
@@ -85,4 +86,9 @@ def test_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["merge", str(config), out, "--overwrite", "--evaluate", str(text)]) == 0
     said = capsys.readouterr().out
     assert "distance of the result from" in said and f"zamba-compat inspect {models[1]} {out} --tensors" in said
+    commands = [shlex.split(line)[1:] for line in said.splitlines() if line.strip().startswith("zamba-compat ")]
+    assert [words[0] for words in commands] == ["inspect", "inspect", "evaluate", "generate"]
+    for words in commands:
+        parser().parse_args(words)
+    assert main([*commands[-1], "--max-new-tokens", "1"]) == 0
     assert main(["merge", str(config), out, "--dry-run", "--evaluate", str(text)]) == 3
