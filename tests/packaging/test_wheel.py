@@ -131,6 +131,13 @@ def test_every_package_is_listed() -> None:
     assert set(PROJECT["tool"]["setuptools"]["packages"]) == own | adapters
 
 
+def test_the_changelog_has_this_version() -> None:
+    """Sections of a day for each release, newest first, below what is not released."""
+    heads = re.findall(r"^## (.+)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert heads[0] == "Unreleased"
+    assert re.fullmatch(rf"{re.escape(VERSION[0])} - \d{{4}}-\d\d-\d\d", heads[1])
+
+
 @pytest.mark.slow
 def test_metadata(metadata: Message) -> None:
     project = PROJECT["project"]
