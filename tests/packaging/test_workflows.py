@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
+from zamba_compat import __version__
+
 ROOT = Path(__file__).parents[2]
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 bash = pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
@@ -29,14 +31,15 @@ def script(name: str, step: str) -> str:
 
 
 def test_what_they_run() -> None:
-    assert {path.name for path in WORKFLOWS} == {"ci.yml", "next-release.yml"}
+    assert {path.name for path in WORKFLOWS} == {"ci.yml", "next-release.yml", "release.yml"}
     assert [step["run"] for step in steps("ci.yml") if "run" in step] == [".ci/run"]
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
     words = yaml.safe_load((ROOT / ".github" / "workflows" / "next-release.yml").read_text(encoding="utf-8"))
     assert re.fullmatch(r"\d+ \d+ \* \* \*", words[True]["schedule"][0]["cron"])  # YAML reads `on` as true
     assert 'make next-release VERSION="$VERSION"' in script("next-release.yml", "Take it in")
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
-    assert {"setup", "next-release"} <= set(targets)
+    assert script("release.yml", "Build") == "make wheel"
+    assert {"setup", "next-release", "wheel"} <= set(targets)
 
 
 @bash
@@ -46,6 +49,14 @@ def test_scripts_are_bash(path: Path) -> None:
         if "run" in step:
             assert "${{" not in step["run"]  # what others write reaches a script as a variable only
             subprocess.run(["bash", "-n", "-c", step["run"]], check=True)
+
+
+@bash
+@pytest.mark.parametrize(("tag", "status"), [("v{}", 0), ("v{}.1", 1), ("v9{}", 1), ("{}0", 1)])
+def test_only_the_tag_of_this_version_is_released(tag: str, status: int) -> None:
+    words = script("release.yml", "Check that the tag is the version")
+    done = subprocess.run(["bash", "-e", "-c", words], cwd=ROOT, env={**os.environ, "TAG": tag.format(__version__)})
+    assert done.returncode == status
 
 
 @bash
