@@ -26,7 +26,7 @@ def preprocess_model(original: Any) -> Any:
 
         if model.config.model_type not in OURS or is_bitsandbytes(self):
             return original(self, model, *args, **kwargs)
-        from zamba_compat.runtime.hub_layout import names_in
+        from zamba_compat.runtime.stored import names_in
 
         files = [file for file in kwargs.get("checkpoint_files") or () if str(file).endswith(".safetensors")]
         before_loading(self, model, [name for file in files for name in names_in(file)])

@@ -19,7 +19,7 @@ from .upload import add_push, asked, push
 from .usage import DTYPES, dtype
 
 if TYPE_CHECKING:
-    from zamba_compat.extraction.settings import ExtractReport
+    from zamba_compat.operations.extract_lora import ExtractReport
 
 EXAMPLES = """
   zamba-compat extract-lora BASE TUNED OUT --rank 64
@@ -135,7 +135,6 @@ def run(options: argparse.Namespace) -> int:
 def text(report: ExtractReport) -> str:
     """What was done, for a person."""
     from zamba_compat.checkpoint.reading.strict_json import listed
-    from zamba_compat.extraction.files import share
 
     from .evaluate import table
 
@@ -153,7 +152,7 @@ def text(report: ExtractReport) -> str:
         rows: list[tuple[str, ...]] = [("part", "of the difference", "kept", "left out")]
         for name, energy in (*report.components.items(), ("all", report.total)):
             part = 100 * energy.total / report.total.total
-            rows.append((name, f"{part:.1f}%", share(energy), f"{energy.left} tensors" if energy.left else ""))
+            rows.append((name, f"{part:.1f}%", energy.share, f"{energy.left} tensors" if energy.left else ""))
         lines += ["", *(f"  {line}" for line in table(rows)), "  (sums of squared singular values)"]
     if report.left:
         lines.append(f"  not carried: {len(report.left)} tensors that differ, {listed(list(report.left), 3)}")

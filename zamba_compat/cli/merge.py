@@ -18,8 +18,8 @@ from .upload import add_push, asked, push
 from .usage import DTYPES, WrongUsage, dtype, usage
 
 if TYPE_CHECKING:
-    from zamba_compat.merging.report import MergeReport
     from zamba_compat.operations.judge_merge import Judgement
+    from zamba_compat.operations.merge import MergeReport
 
 
 EXAMPLES = """
@@ -210,14 +210,9 @@ def _vectors(vectors: int, tensors: int, first: str) -> str:
 
 def explained(report: MergeReport) -> list[str]:
     """The table of layers, and what its numbers are."""
-    from zamba_compat.merging.methods import METHODS
-    from zamba_compat.operations.merge_chart import layer_table
+    from zamba_compat.operations.merge_chart import layer_table, legend
 
-    ordered = dict.fromkeys(model for group in report.groups for model in group.values or ())
-    what = METHODS[report.method].main or "the parameters"
-    of = f" of {' / '.join(ordered)}" if ordered else ""
-    legend = f"  Cells: {what}{of}; base: nothing is said, the base's; *: one tensor of several layers"
-    return ["", *layer_table(report.groups), f"{legend} (shared: {report.shared}).", ""]
+    return ["", *layer_table(report.groups), f"  {legend(report)}", ""]
 
 
 def judged(found: Judgement) -> list[str]:

@@ -83,7 +83,7 @@ def card(
     one, other = (str(parent.checkpoint.identity["name"]) for parent in (base, tuned))
     facts: dict[str, Any] = {"base_model": one} if "/" in one else {}  # a hub id
     facts |= {"library_name": "peft", "tags": ["lora", "zamba_compat"]}
-    rows = "".join(f"| {part} | {share(energy)} | {energy.left} |\n" for part, energy in components.items())
+    rows = "".join(f"| {part} | {energy.share} | {energy.left} |\n" for part, energy in components.items())
     form = (
         "Every position of a shared block has factors of its own: call `zamba_compat.separate_modules(model)` before "
         "PEFT where transformers is older than 5."
@@ -96,15 +96,9 @@ def card(
         f"---\n{yaml.safe_dump(facts, sort_keys=False)}---\n# {name}\n\n"
         f"A LoRA of rank {options.rank}: what makes {other} of {one}, extracted by zamba_compat.\n\n"
         f"{form}\n\n## What of the difference it holds\n\n| part | squares kept | tensors left out |\n|---|---|---|\n"
-        f"{rows}| all | {share(total)} | {total.left} |\n\n{what}"
+        f"{rows}| all | {total.share} | {total.left} |\n\n{what}"
         "Factors: the truncated singular value decomposition of the difference of each weight.\n"
     )
-
-
-def share(energy: Energy) -> str:
-    """The share that is kept, in words."""
-    kept = energy.kept
-    return "-" if kept is None else f"{100 * kept:.2f}%"
 
 
 def _in_order(name: str) -> tuple[Any, ...]:

@@ -91,6 +91,11 @@ class Energy:
         """The share that the adapter carries; None where nothing differs."""
         return (self.adapted + self.saved) / self.total if self.total else None
 
+    @property
+    def share(self) -> str:
+        """`kept` in words."""
+        return "-" if self.kept is None else f"{100 * self.kept:.2f}%"
+
 
 @dataclass(frozen=True)
 class ExtractReport:

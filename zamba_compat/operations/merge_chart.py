@@ -8,6 +8,7 @@ from importlib import import_module
 
 from zamba_compat.checkpoint.layouts.components import COMPONENTS, OTHER
 from zamba_compat.errors import DestinationError
+from zamba_compat.merging.methods import METHODS
 from zamba_compat.merging.report import Group, MergeReport
 
 from .heatmap import PAGE, in_depth_order, require_matplotlib
@@ -42,6 +43,15 @@ def layer_table(groups: Sequence[Group]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     found = ["  " + "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
     return [*found, *_apart(groups, {name for (_, name), same in cells.items() if len(set(map(said, same))) > 1})]
+
+
+def legend(report: MergeReport) -> str:
+    """What the cells of the table say, a sentence."""
+    ordered = dict.fromkeys(model for group in report.groups for model in group.values or ())
+    what = METHODS[report.method].main or "the parameters"
+    of = f" of {' / '.join(ordered)}" if ordered else ""
+    base = "base: nothing is said, the base's; *: one tensor of several layers"
+    return f"Cells: {what}{of}; {base} (shared: {report.shared})."
 
 
 def _cell(groups: Iterable[Group]) -> str:

@@ -13,8 +13,9 @@ from zamba_compat.checkpoint.reading.weight_map import read_index
 from zamba_compat.errors import CheckpointError, MissingTensorError
 
 from .device_map import place_of, prepare
-from .hub_layout import LoaderCall, Stored, hub_layout
+from .hub_layout import LoaderCall, hub_layout
 from .offload import Source
+from .stored import Stored
 
 
 def load_in_model(original: Any, model: Any, checkpoint: str | os.PathLike[str], **options: Any) -> Any:

@@ -17,7 +17,7 @@ from zamba_compat.layout.plan import Plan, plan
 from zamba_compat.layout.sharing import SharingMap
 from zamba_compat.settings import settings
 
-from .hub_layout import Stored
+from .stored import Stored
 
 Entry = dict[str, str]
 

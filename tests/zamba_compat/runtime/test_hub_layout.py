@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import save_file
 
 from zamba_compat.errors import CheckpointError
-from zamba_compat.runtime.hub_layout import Stored, refuse_strangers
+from zamba_compat.runtime.hub_layout import refuse_strangers
+from zamba_compat.runtime.stored import Stored
 
 
 @pytest.fixture

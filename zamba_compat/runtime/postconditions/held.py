@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from zamba_compat.checkpoint.layouts.foreign_names import names_in_model
 from zamba_compat.layout.plan import Plan, plan
 from zamba_compat.layout.quant_state_names import holds_values, weight_of
 from zamba_compat.layout.rotary import rescaled_theta, stored_theta
 from zamba_compat.layout.sharing import SharingMap
 from zamba_compat.runtime.bitsandbytes import is_quantized
-from zamba_compat.runtime.hub_layout import Stored
+from zamba_compat.runtime.stored import Stored
 from zamba_compat.settings import settings
 
 from . import Fault
@@ -106,12 +104,11 @@ def as_stored(model: Any, source: Mapping[str, Any]) -> list[Fault]:
     if not given and not files:
         return []
     with ExitStack() as opened:
-        stored = _read(given, files, opened)
+        stored = Stored(given, files, opened)
         modules = dict(model.named_modules(remove_duplicate=False))
-        foreign = any(name.rpartition(".")[0] not in modules for name in stored)
+        foreign = any(name.rpartition(".")[0] not in modules for name in stored.names)
         if foreign and not source.get("key_mapping"):
-            own = names_in_model(model, stored, lambda name: stored[name]()[...])
-            stored = {name: stored[other] for name, other in own.items()}
+            stored.rename(model)
         return list(_differences(model, stored, settings().divergent))[:3]
 
 
@@ -122,13 +119,13 @@ def written(model: Any, directory: Any, state_dict: Mapping[str, Any] | None) ->
         return []
     found: list[Fault] = []
     with ExitStack() as opened:
-        stored = _read(None, files, opened)
-        held = stored.keys() | {weight_of(name) for name in stored if holds_values(name)}
-        orphans = [name for name in stored if (w := weight_of(name)) is not None and w not in held]
+        stored = Stored(None, files, opened)
+        held = {*stored.names, *(weight_of(name) for name in stored.names if holds_values(name))}
+        orphans = [name for name in stored.names if (w := weight_of(name)) is not None and w not in held]
         if orphans:
             found.append(Fault("saving", f"{orphans[0]} was saved without its weight"))
         sharing = SharingMap.from_config(Path(directory) / "config.json")
-        layout = plan(stored, sharing, complete=False)
+        layout = plan(stored.names, sharing, complete=False)
         copies = [name for name in layout.unused if weight_of(name) is None]
         if copies:
             found.append(Fault("saving", f"{copies[0]} was saved beside {sharing.canonical_key(copies[0])}"))
@@ -172,22 +169,11 @@ def _files_in(directory: Path, variant: str | None = None) -> list[str]:
     return []
 
 
-def _read(state_dict: Mapping[str, Any] | None, files: list[str], opened: ExitStack) -> dict[str, Callable[[], Any]]:
-    """The stored names, and what gives each tensor, or a slice of its file."""
-    if state_dict is None and all(file.endswith(".safetensors") for file in files):
-        from safetensors import safe_open
-
-        handles = [opened.enter_context(safe_open(file, framework="pt", device="cpu")) for file in files]
-        return {name: partial(handle.get_slice, name) for handle in handles for name in handle.keys()}  # noqa: SIM118
-    stored = Stored(state_dict, files, opened)
-    return {name: partial(stored.lazy, name) for name in stored.names}
-
-
-def _differences(model: Any, stored: Mapping[str, Callable[[], Any]], choice: str) -> Iterator[Fault]:
+def _differences(model: Any, stored: Stored, choice: str) -> Iterator[Fault]:
     sharing = SharingMap.from_config(model.config)
     modules = dict(model.named_modules(remove_duplicate=False))
     others = 0
-    for name, source in _pairs(plan(stored, sharing), choice):
+    for name, source in _pairs(plan(stored.names, sharing), choice):
         if sharing.stem not in name:
             others += 1
             if others % 4 != 1:  # loaders go wrong by kind, by layer or by file, and the time is the user's
@@ -195,7 +181,7 @@ def _differences(model: Any, stored: Mapping[str, Callable[[], Any]], choice: st
         for here in (name, f"model.{name}", name.removeprefix("model.")):
             path, _, attribute = here.rpartition(".")
             if path in modules and (held := getattr(modules[path], attribute, None)) is not None:
-                if differs(held, stored[source](), modules[path], attribute):
+                if differs(held, stored.lazy(source), modules[path], attribute):
                     yield Fault("loading", f"{here} is not what is stored as {source}")
                 break
         else:
