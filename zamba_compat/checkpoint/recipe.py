@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -38,3 +38,24 @@ class Recipe:
         """The tensor, its sources read by `read`."""
         tensors = [read(source) for source in self.sources]
         return tensors[0] if self.make is None else self.make(*tensors)
+
+
+def compose(outer: Recipe, inner: Mapping[str, Recipe]) -> Recipe:
+    """A recipe whose sources are names in `inner`, as one whose sources are those of `inner`."""
+    parts = [inner[name] for name in outer.sources]
+    if outer.make is None:
+        (part,) = parts
+        return Recipe(part.sources, part.make, outer.shape or part.shape, outer.dtype or part.dtype)
+    make = outer.make
+    if all(part.make is None for part in parts):
+        return Recipe(tuple(part.sources[0] for part in parts), make, outer.shape, outer.dtype)
+
+    def both(*tensors: Tensor) -> Tensor:
+        made, start = [], 0
+        for part in parts:
+            own = tensors[start : start + len(part.sources)]
+            made.append(own[0] if part.make is None else part.make(*own))
+            start += len(own)
+        return make(*made)
+
+    return Recipe(tuple(name for part in parts for name in part.sources), both, outer.shape, outer.dtype)

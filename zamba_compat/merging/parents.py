@@ -14,7 +14,6 @@ from zamba_compat.checkpoint.progress import Progress
 from zamba_compat.checkpoint.reading.opening import Checkpoint, TensorInfo, open_checkpoint
 from zamba_compat.checkpoint.reading.stored import StoredBytes
 from zamba_compat.checkpoint.recipe import Recipe
-from zamba_compat.checkpoint.resolving.compare import compare
 from zamba_compat.checkpoint.resolving.resolve import resolve
 from zamba_compat.errors import CheckpointError, ConfigError
 from zamba_compat.layout.sharing import SharingMap
@@ -210,23 +209,10 @@ def read_parent(
     contents = layouts.read_contents(checkpoint, allow_unknown=allow_unknown)
     if contents.quantized:
         raise _quantized(checkpoint)
-
-    def read(name: str) -> Tensor:
-        return contents.recipes[name].made(checkpoint.read)
-
-    divergences, notes = compare(contents, read, progress)
-    resolution = resolve(contents, divergences, choice, read)
-    notes = (*checkpoint.warnings, *contents.notes, *notes, *resolution.notes)
-    return Parent(
-        model,
-        number,
-        checkpoint,
-        contents,
-        SharingMap.from_config({**contents.config, **resolution.config}),
-        {**contents.config, **resolution.config},
-        {**resolution.recipes, **{name: contents.recipes[name] for name in contents.unknown}},
-        notes,
-    )
+    resolution = resolve(contents, choice, progress=progress)
+    config, notes = resolution.whole_config, (*checkpoint.warnings, *contents.notes, *resolution.notes)
+    sharing = SharingMap.from_config(config)
+    return Parent(model, number, checkpoint, contents, sharing, config, resolution.hub, notes)
 
 
 def _quantized(checkpoint: Checkpoint) -> CheckpointError:

@@ -18,7 +18,6 @@ from zamba_compat.checkpoint.layouts.other_formats import refuse_pickled, rename
 from zamba_compat.checkpoint.progress import Progress, counting
 from zamba_compat.checkpoint.reading.opening import open_checkpoint
 from zamba_compat.checkpoint.resolving.casting import cast
-from zamba_compat.checkpoint.resolving.compare import compare
 from zamba_compat.checkpoint.resolving.quantization import refuse_nonfinite
 from zamba_compat.checkpoint.resolving.resolve import Resolution, resolve
 from zamba_compat.checkpoint.writing.card import steps, with_conversion
@@ -29,15 +28,12 @@ from zamba_compat.checkpoint.writing.signals import interruptible
 from zamba_compat.checkpoint.writing.staging import Staging, begun
 from zamba_compat.checkpoint.writing.torch_archive import NAME, write_archive
 from zamba_compat.checkpoint.writing.writer import Output, Written, parse_size, shard_sizes, write_shards
-from zamba_compat.layout.plan import Divergence
 from zamba_compat.operations.calibrate import kl_divergence, read_text
 from zamba_compat.operations.quantize import Quantization, check, peak_memory, plan, quantized
 
 __all__ = ["DTYPES", "Conversion", "Options", "Report", "convert", "prepare"]
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zamba_compat.checkpoint.reading.opening import Checkpoint
 
 _CARD = "README.md"
@@ -48,17 +44,15 @@ class Conversion:
     """Everything decided, nothing written.
 
     Attributes:
-        contents: the source.
-        divergences: shared tensors whose copies differ.
-        resolution: what becomes of them.
+        options: what was asked for.
+        resolution: the source, its copies made one.
         config: config.json of the output.
         outputs: the tensors of the output, in the order to write them, before they are quantized.
         quantization: what is quantized of them.
         notes: what a person should hear.
     """
 
-    contents: layouts.Contents
-    divergences: tuple[Divergence, ...]
+    options: Options
     resolution: Resolution
     config: dict[str, Any]
     outputs: tuple[Output, ...]
@@ -68,8 +62,8 @@ class Conversion:
     @property
     def layout(self) -> str:
         """The source's."""
-        tied = self.contents.layout in ("expanded", "partial")
-        return "divergent" if self.divergences and tied else self.contents.layout
+        layout = self.resolution.contents.layout
+        return "divergent" if self.resolution.divergences and layout in ("expanded", "partial") else layout
 
     @property
     def nbytes(self) -> int:
@@ -108,33 +102,24 @@ def prepare(checkpoint: Checkpoint, options: Options, progress: Progress | None 
     choice = options.resolve
     if choice == "error" and options.layout == "untied":
         choice = "untie"
-
-    def read(name: str) -> Tensor:
-        return contents.recipes[name].made(checkpoint.read)
-
-    divergences, notes = compare(contents, read, progress)
-    apart = sum(contents.tensors[name].nbytes for divergence in divergences for name in divergence.copies)
-    with counting(progress, "tying", 0 if choice in ("error", "untie") else apart) as update:
-        resolution = resolve(contents, divergences, choice, read, adapter_rank=options.adapter_rank, done=update)
-    beside = (*contents.unknown, *contents.unused_adapters)
-    hub = {**resolution.recipes, **{name: contents.recipes[name] for name in beside}}
+    resolution = resolve(contents, choice, adapter_rank=options.adapter_rank, progress=progress)
     config, recipes = layouts.arrange(
         options.layout,
-        hub,
-        {**contents.config, **resolution.config},
+        resolution.hub,
+        resolution.whole_config,
         checkpoint.tensors,
         prefix=contents.prefix,
         extra=contents.unknown,
         where=contents.where,
     )
-    config, recipes = cast(config, recipes, contents, checkpoint.tensors, options.dtype)
+    config, recipes = cast(config, recipes, contents, options.dtype)
     made = layouts.outcomes(recipes, checkpoint.tensors)
     outputs = tuple(Output(name, made[name].dtype, made[name].shape, recipe) for name, recipe in recipes.items())
     quantization = plan(outputs, config, contents, options)
     if quantization is not None:
         config = {**config, "quantization_config": dict(quantization.words)}
-    notes = (*checkpoint.warnings, *contents.notes, *notes, *resolution.notes)
-    return Conversion(contents, tuple(divergences), resolution, config, outputs, quantization, notes)
+    notes = (*checkpoint.warnings, *contents.notes, *resolution.notes)
+    return Conversion(options, resolution, config, outputs, quantization, notes)
 
 
 def convert(
@@ -171,7 +156,7 @@ def convert(
         conversion = prepare(checkpoint, options, progress)
         warnings = list(conversion.notes)
         if staging is not None:
-            written = _write(checkpoint, conversion, staging, options, progress)
+            written = _write(conversion, staging, progress)
         divergence = None
         if text is not None:
             loadable = not (options.layout.startswith("zyphra") or options.is_pickled)
@@ -194,10 +179,10 @@ def convert(
             tensors=len(outputs),
             bytes_stored=sum(info.nbytes for info in checkpoint.tensors.values()),
             bytes=sum(output.nbytes for output in outputs),
-            divergences=conversion.divergences,
+            divergences=conversion.resolution.divergences,
             residuals=conversion.resolution.residuals,
             config=_changes(before, conversion.config),
-            unknown=conversion.contents.unknown,
+            unknown=conversion.resolution.contents.unknown,
             shards=_shards(outputs, options),
             peak_memory=conversion.peak_memory,
             warnings=tuple(warnings),
@@ -205,10 +190,9 @@ def convert(
         )
 
 
-def _write(
-    checkpoint: Checkpoint, conversion: Conversion, staging: Staging, options: Options, progress: Progress | None
-) -> Written:
-    quantization = conversion.quantization
+def _write(conversion: Conversion, staging: Staging, progress: Progress | None) -> Written:
+    options, quantization = conversion.options, conversion.quantization
+    checkpoint = conversion.resolution.contents.opened
     with (
         quantized(conversion.outputs, quantization, checkpoint, staging, progress) as (outputs, find),
         counting(progress, "writing", sum(output.nbytes for output in outputs)) as update,

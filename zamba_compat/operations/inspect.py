@@ -70,8 +70,7 @@ class Quantization:
     """What is quantized.
 
     Attributes:
-        weights: "nf4", "fp4", "int8" (bitsandbytes'), "torchao", "GPTQ" and so on -> quantized weights, copies among
-            them.
+        weights: "nf4", "fp4", "int8" (bitsandbytes'), "torchao", "GPTQ" and so on -> weights, copies among them.
         double: whether absmax is quantized too.
         shared: how many of the weights belong to shared blocks.
         config: quantization_config as written, None where config.json has none.
@@ -152,8 +151,7 @@ class Inspection:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON, which has no word for numbers that are not finite: they become "inf" and "nan"."""
-        plain: dict[str, Any] = _plain(dataclasses.asdict(self))
-        return {"ok": self.ok, **plain}
+        return {"ok": self.ok, **_plain(dataclasses.asdict(self))}
 
 
 def inspect(
@@ -182,28 +180,24 @@ def inspect(
         CheckpointError: nothing that could be a checkpoint lies there, or files changed while they were read.
         ZambaCompatError: no such component.
     """
-    odd = sorted(set(components) - set(COMPONENTS))
-    if odd:
-        remedy = f"Use {', '.join(COMPONENTS)}."
-        raise ZambaCompatError(f"There is no component {', '.join(map(repr, odd))}.", remedy=remedy)
+    if odd := sorted(set(components) - set(COMPONENTS)):
+        what = f"There is no component {', '.join(map(repr, odd))}."
+        raise ZambaCompatError(what, remedy=f"Use {', '.join(COMPONENTS)}.")
     wanted = frozenset(components)
     with ExitStack() as stack:
-        surveys: list[Survey] = []
-        copies: list[tuple[Copies, ...]] = []
-        for source in (a,) if b is None else (a, b):
+        sources = (a,) if b is None else (a, b)
+        surveys = []
+        for source in sources:
             opened = open_as_far(source, allow_pickle=allow_pickle)
             stack.enter_context(opened.checkpoint)
             surveys.append(survey(opened))
-        for one in surveys:
-            copies.append(compare_copies(one, wanted, progress))
+        copies = [compare_copies(one, wanted, progress) for one in surveys]
         nonfinite = [search(one, progress) if values else None for one in surveys]
         comparison = None if b is None else contrast(surveys, copies, wanted, progress)
         for one in surveys:
             one.checkpoint.verify_unchanged()
-        found = [
-            _inspected(str(source), one, its, bad, wanted)
-            for source, one, its, bad in zip((a, b), surveys, copies, nonfinite, strict=False)
-        ]
+        each = zip(map(str, sources), surveys, copies, nonfinite, strict=True)
+        found = [_inspected(*one, wanted) for one in each]
     return Inspection(found[0], None if b is None else found[1], comparison)
 
 
@@ -216,10 +210,10 @@ def _inspected(
 ) -> Inspected:
     stored, sharing = found.checkpoint.tensors, found.sharing
     components, parameters = _components(found)
-    differ = any(one.counts and not one.equal for one in copies)
+    differ = any(one.counts and not one.equal for one in copies) and found.layout in ("expanded", "partial")
     return Inspected(
         source=source,
-        layout="divergent" if differ and found.layout in ("expanded", "partial") else found.layout,
+        layout="divergent" if differ else found.layout,
         model_type=None if sharing is None else sharing.model_type,
         num_layers=None if sharing is None else sharing.num_layers,
         tensors=len(stored),
@@ -279,12 +273,10 @@ def _blocks(found: Survey, sharing: SharingMap) -> list[Block]:
     blocks = []
     for block in range(sharing.num_blocks):
         owned = sharing.adapters_of(block)
-        whole = tuple(i for i in owned if sum(is_weight(key) for key in adapters.get(i, ())) == expected[i])
-        aside = tuple(
-            i for i in owned if any(all(map(sharing.is_misplaced, groups[key].values())) for key in adapters.get(i, ()))
-        )
-        layers = sharing.layers_of(block)
-        at = dict(sorted(stored.get(block, Counter()).items()))
+        keys = {i: adapters.get(i, ()) for i in owned}
+        whole = tuple(i for i in owned if sum(map(is_weight, keys[i])) == expected[i])
+        aside = tuple(i for i in owned if any(all(map(sharing.is_misplaced, groups[key].values())) for key in keys[i]))
+        layers, at = sharing.layers_of(block), dict(sorted(stored.get(block, Counter()).items()))
         blocks.append(Block(block, layers[0], layers, at, owned, whole, aside, parameters[block]))
     return blocks
 
@@ -294,13 +286,9 @@ def _quantization(found: Survey) -> Quantization | None:
     if not found.parts and not config:
         return None
     weights = Counter(format_of(tuple(parts)) for parts in found.parts.values())
-    sharing = found.sharing
-    return Quantization(
-        weights=dict(weights),
-        double=any("nested_absmax" in parts for parts in found.parts.values()),
-        shared=0 if sharing is None else sum(sharing.parse(name) is not None for name in found.parts),
-        config=config if isinstance(config, Mapping) else None,
-    )
+    double = any("nested_absmax" in parts for parts in found.parts.values())
+    shared = sum(found.sharing.parse(name) is not None for name in found.parts) if found.sharing is not None else 0
+    return Quantization(dict(weights), double, shared, config if isinstance(config, Mapping) else None)
 
 
 def _plain(value: Any) -> Any:

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from support import synthetic
 from support.synthetic import Config, State
-from zamba_compat.checkpoint.layouts.contents import Contents, arrange, compose, outcomes, read_contents
+from zamba_compat.checkpoint.layouts.contents import Contents, arrange, outcomes, read_contents
 from zamba_compat.checkpoint.reading.opening import Checkpoint, open_checkpoint
-from zamba_compat.checkpoint.recipe import Recipe
+from zamba_compat.checkpoint.recipe import Recipe, compose
 from zamba_compat.errors import CheckpointError, ConfigError, MissingTensorError
 
 Opened = Callable[..., Checkpoint]

@@ -31,11 +31,10 @@ class Source:
     def __init__(self, directory: Path, state: State, config: Config = CONFIG) -> None:
         self.checkpoint: Checkpoint = open_checkpoint(synthetic.write_checkpoint(directory, state, config))
         self.contents: Contents = read_contents(self.checkpoint)
-        self.divergences, self.notes = compare(self.contents, self.checkpoint.read)
+        self.divergences, self.notes = compare(self.contents)
 
     def resolve(self, choice: str, adapter_rank: int | None = None) -> Resolution:
-        read = self.checkpoint.read
-        return resolve(self.contents, self.divergences, choice, read, adapter_rank=adapter_rank)
+        return resolve(self.contents, choice, adapter_rank=adapter_rank)
 
     def make(self, resolution: Resolution) -> State:
         made = {}
@@ -119,7 +118,7 @@ def test_karcher_falls_back_to_the_mean_and_says_so(tmp_path: Path) -> None:
     with source.checkpoint:
         resolution = source.resolve("karcher")
         assert not source.make(resolution)[FIRST + Q].any()
-        assert FIRST + Q in resolution.notes[0]
+        assert FIRST + Q in resolution.notes[-1]
         assert {r.choice for r in resolution.residuals if r.key == FIRST + Q} == {"mean"}
 
 

@@ -18,10 +18,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from zamba_compat.checkpoint.dtypes import SIZES
-from zamba_compat.checkpoint.recipe import Recipe
+from zamba_compat.checkpoint.reading.headers import TensorInfo
+from zamba_compat.checkpoint.recipe import Recipe, compose
 from zamba_compat.errors import CheckpointError
 from zamba_compat.layout.config import normalise_config, to_release_config
-from zamba_compat.layout.plan import Plan, plan
+from zamba_compat.layout.plan import Divergence, Plan, plan
 from zamba_compat.layout.quant_state_names import base_of
 from zamba_compat.layout.sharing import SharingMap
 
@@ -34,7 +35,7 @@ from .validate import check_names, check_tensors, quantized_names
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from zamba_compat.checkpoint.reading.opening import Checkpoint, TensorInfo
+    from zamba_compat.checkpoint.reading.stored import Checkpoint
 
 WRITTEN = ("hub", "expanded", "untied", "zyphra-fork", "zyphra-native")
 # Each with recognise, to_hub and from_hub.
@@ -46,6 +47,7 @@ class Contents:
     """A checkpoint under transformers' names, whichever layout it is stored in.
 
     Attributes:
+        opened: the checkpoint itself.
         where: what to call it in messages.
         layout: the one it is stored in; "expanded" also stands for divergent, which only comparing tells.
         config: in the classic dialect, with the defaults that the tensors prove.
@@ -62,6 +64,7 @@ class Contents:
         notes: what a person should hear about it.
     """
 
+    opened: Checkpoint
     where: str
     layout: str
     config: dict[str, Any]
@@ -75,6 +78,14 @@ class Contents:
     unknown: tuple[str, ...]
     unused_adapters: tuple[str, ...]
     notes: tuple[str, ...]
+
+    def read(self, name: str) -> Tensor:
+        """One of `tensors`."""
+        return self.recipes[name].made(self.opened.read)
+
+    def nbytes(self, divergence: Divergence) -> int:
+        """Of all copies that differ."""
+        return sum(self.tensors[name].nbytes for name in divergence.copies)
 
 
 def read_contents(checkpoint: Checkpoint, *, allow_unknown: bool = False, keep_unused: bool = False) -> Contents:
@@ -117,6 +128,7 @@ def read_contents(checkpoint: Checkpoint, *, allow_unknown: bool = False, keep_u
     tied_head, known = without_tied_head(tensors, sharing, prefix, unknown)
     layout = plan(known, sharing, where=where)
     return Contents(
+        opened=checkpoint,
         where=where,
         layout=zyphra or _layout(layout, expected),
         config=config,
@@ -208,8 +220,6 @@ def arrange(
 
 def outcomes(recipes: Mapping[str, Recipe], stored: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
     """Dtype and shape of what recipes make: by name, stored nowhere."""
-    from zamba_compat.checkpoint.reading.opening import TensorInfo
-
     found = {}
     for name, recipe in recipes.items():
         shape = recipe.shape if recipe.shape is not None else stored[recipe.sources[0]].shape
@@ -217,27 +227,6 @@ def outcomes(recipes: Mapping[str, Recipe], stored: Mapping[str, TensorInfo]) ->
         nbytes = math.prod(shape) * SIZES[dtype]
         found[name] = TensorInfo(name=name, dtype=dtype, shape=shape, shard="", offset=-1, nbytes=nbytes)
     return found
-
-
-def compose(outer: Recipe, inner: Mapping[str, Recipe]) -> Recipe:
-    """A recipe whose sources are names in `inner`, as one whose sources are those of `inner`."""
-    parts = [inner[name] for name in outer.sources]
-    if outer.make is None:
-        (part,) = parts
-        return Recipe(part.sources, part.make, outer.shape or part.shape, outer.dtype or part.dtype)
-    make = outer.make
-    if all(part.make is None for part in parts):
-        return Recipe(tuple(part.sources[0] for part in parts), make, outer.shape, outer.dtype)
-
-    def both(*tensors: Tensor) -> Tensor:
-        made, start = [], 0
-        for part in parts:
-            own = tensors[start : start + len(part.sources)]
-            made.append(own[0] if part.make is None else part.make(*own))
-            start += len(own)
-        return make(*made)
-
-    return Recipe(tuple(name for part in parts for name in part.sources), both, outer.shape, outer.dtype)
 
 
 def without_tied_head(
@@ -271,11 +260,10 @@ def _to_zyphra(
             where=where,
             remedy="Use --layout hub.",
         )
-    own = {name: hub[name] for name in hub}
     written, recipes = ZYPHRA[layout].from_hub(
-        outcomes(own, stored), dict(config), where=where, allow_unknown=bool(extra)
+        outcomes(hub, stored), dict(config), where=where, allow_unknown=bool(extra)
     )
-    return written, {name: compose(recipe, own) for name, recipe in recipes.items()}
+    return written, {name: compose(recipe, hub) for name, recipe in recipes.items()}
 
 
 def _prefix(names: Collection[str], where: str) -> str:

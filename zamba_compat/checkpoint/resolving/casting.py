@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -14,20 +14,15 @@ from zamba_compat.errors import CheckpointError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from zamba_compat.checkpoint.reading.opening import TensorInfo
 
 _FLOATS = ("F16", "BF16", "F32", "F64")
 
 
 def cast(
-    config: dict[str, Any],
-    recipes: dict[str, Recipe],
-    contents: Contents,
-    stored: Mapping[str, TensorInfo],
-    dtype: str | None,
+    config: dict[str, Any], recipes: dict[str, Recipe], contents: Contents, dtype: str | None
 ) -> tuple[dict[str, Any], dict[str, Recipe]]:
     """Every floating-point tensor of the model in the dtype asked for, and what config.json says of it."""
-    made = outcomes(recipes, stored)
+    made = outcomes(recipes, contents.opened.tensors)
     if dtype is None:
         found = {info.dtype for info in made.values()}
         names = {word: name for name, word in DTYPES.items()}

@@ -15,17 +15,12 @@ if TYPE_CHECKING:
 
     from zamba_compat.checkpoint.layouts.contents import Contents
 
-Read = Callable[[str], "Tensor"]
 
-
-def compare(
-    contents: Contents, read: Read, progress: Progress | None = None
-) -> tuple[list[Divergence], tuple[str, ...]]:
+def compare(contents: Contents, progress: Progress | None = None) -> tuple[list[Divergence], tuple[str, ...]]:
     """The tensors whose copies differ, and notes. Reads every copy, one tensor at a time.
 
     Args:
         contents: the checkpoint.
-        read: a parameter or a copy by its name in `contents.tensors`.
         progress: makes what shows progress, in bytes.
 
     Raises:
@@ -39,7 +34,7 @@ def compare(
 
         def counted(name: str) -> Tensor:
             update(contents.tensors[name].nbytes)
-            return read(name)
+            return contents.read(name)
 
         found = contents.plan.divergences(counted)
         if contents.tied_head is not None:
@@ -70,7 +65,7 @@ def table(divergences: Iterable[Divergence], sharing: SharingMap) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def _idle_adapters(contents: Contents, read: Read) -> int:
+def _idle_adapters(contents: Contents, read: Callable[[str], Tensor]) -> int:
     """Copies of adapters at layers that do not use them, different from the ones in use."""
     plan, count = contents.plan, 0
     for key, copies in plan.groups.items():

@@ -17,12 +17,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from zamba_compat.checkpoint.progress import Progress, counting
 from zamba_compat.checkpoint.recipe import Recipe
 from zamba_compat.errors import CheckpointError, DivergentCopiesError
 from zamba_compat.layout.copies import combine, mean, norm, relative_distance
 from zamba_compat.layout.plan import Divergence, Plan
 
-from .compare import table
+from .compare import compare, table
 from .lowrank import fit_adapter, pad
 from .sphere import karcher_weights
 
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from zamba_compat.checkpoint.layouts.contents import Contents
 
 CHOICES = ("error", "first", "mean", "karcher", "untie", "absorb")
-Read = Callable[[str], "Tensor"]
 _ADAPTERS = {
     "feed_forward.gate_up_proj.weight": "feed_forward.gate_up_proj_adapter_list",
     **{f"self_attn.{p}_proj.weight": f"self_attn.linear_{p}_adapter_list" for p in "qkv"},
@@ -64,6 +64,8 @@ class Resolution:
     """The hub layout of a checkpoint, its copies made one.
 
     Attributes:
+        contents: the checkpoint.
+        divergences: shared tensors whose copies differ.
         plan: which stored name fills which parameter; untied for "untie".
         recipes: parameter name -> recipe, in terms of what is stored, for every parameter.
         config: entries of the config that change.
@@ -71,58 +73,70 @@ class Resolution:
         notes: what a person should hear.
     """
 
+    contents: Contents
+    divergences: tuple[Divergence, ...]
     plan: Plan
     recipes: Mapping[str, Recipe]
     config: Mapping[str, Any] = field(default_factory=dict)
     residuals: tuple[Residual, ...] = ()
     notes: tuple[str, ...] = ()
 
+    @property
+    def hub(self) -> dict[str, Recipe]:
+        """`recipes`, and what is copied beside the model."""
+        beside = (*self.contents.unknown, *self.contents.unused_adapters)
+        return {**self.recipes, **{name: self.contents.recipes[name] for name in beside}}
+
+    @property
+    def whole_config(self) -> dict[str, Any]:
+        """Of the hub layout, in the classic dialect."""
+        return {**self.contents.config, **self.config}
+
 
 def resolve(
-    contents: Contents,
-    divergences: Sequence[Divergence],
-    choice: str,
-    read: Read,
-    *,
-    adapter_rank: int | None = None,
-    done: Callable[[int], object] = lambda nbytes: None,
+    contents: Contents, choice: str, *, adapter_rank: int | None = None, progress: Progress | None = None
 ) -> Resolution:
-    """Make the copies of every shared tensor one.
+    """Compare the copies of every shared tensor, and make them one.
 
     Args:
         contents: the checkpoint.
-        divergences: what `compare` found.
         choice: one of `CHOICES`.
-        read: a parameter or a copy by its name in `contents.tensors`.
         adapter_rank: of the adapters after "absorb"; None keeps adapter_rank.
-        done: called after each tensor with the bytes of its copies.
+        progress: makes what shows progress, in bytes.
 
     Raises:
         DivergentCopiesError: copies differ and the choice is "error", or they are quantized and would be averaged.
         CheckpointError: a choice or rank that this model does not allow.
     """
+    divergences, notes = compare(contents, progress)
     _check(contents, divergences, choice, adapter_rank)
     plan = contents.plan
     recipes = {name: contents.recipes[stored] for name, stored in plan.sources.items()}
+    config: dict[str, Any] = {}
     if choice == "untie" and divergences:
-        apart = [d for d in divergences if d.key in plan.groups]
-        if apart:
+        if apart := [d for d in divergences if d.key in plan.groups]:
             plan = plan.untied()
             recipes = {name: contents.recipes[stored] for name, stored in plan.sources.items()}
-        config: dict[str, Any] = {"num_mem_blocks": plan.sharing.num_blocks} if apart else {}
+            config["num_mem_blocks"] = plan.sharing.num_blocks
         if len(apart) < len(divergences) and contents.tied_head is not None:
             recipes[contents.tied_head] = contents.recipes[contents.tied_head]
             config["tie_word_embeddings"] = False
-        exact = tuple(Residual(d.key, "untie", dict.fromkeys(d.copies, 0.0)) for d in divergences)
-        return Resolution(plan, recipes, config, exact)
-    if choice == "absorb":
-        return _absorb(contents, divergences, read, recipes, adapter_rank, done)
+        residuals = [Residual(d.key, "untie", dict.fromkeys(d.copies, 0.0)) for d in divergences]
+        return Resolution(contents, tuple(divergences), plan, recipes, config, tuple(residuals), notes)
     residuals = []
-    for divergence in divergences:
-        residual, recipes[divergence.key] = _tie(contents, divergence, choice, read)
-        residuals.append(residual)
-        done(sum(contents.tensors[name].nbytes for name in divergence.copies))
-    return Resolution(plan, recipes, residuals=tuple(residuals), notes=_fallbacks(choice, residuals))
+    with counting(progress, "tying", sum(map(contents.nbytes, divergences))) as update:
+        if choice == "absorb":
+            present = int(contents.config["adapter_rank"])
+            rank = adapter_rank or present
+            residuals = _absorb(contents, divergences, recipes, rank, update)
+            config = {} if rank == present else {"adapter_rank": rank}
+        else:
+            for divergence in divergences:
+                residual, recipes[divergence.key] = _tie(contents, divergence, choice)
+                residuals.append(residual)
+                update(contents.nbytes(divergence))
+    notes = (*notes, *_fallbacks(choice, residuals))
+    return Resolution(contents, tuple(divergences), plan, recipes, config, tuple(residuals), notes)
 
 
 def _check(contents: Contents, divergences: Sequence[Divergence], choice: str, adapter_rank: int | None) -> None:
@@ -168,9 +182,9 @@ def _check(contents: Contents, divergences: Sequence[Divergence], choice: str, a
         )
 
 
-def _tie(contents: Contents, divergence: Divergence, choice: str, read: Read) -> tuple[Residual, Recipe]:
+def _tie(contents: Contents, divergence: Divergence, choice: str) -> tuple[Residual, Recipe]:
     """One recipe for all copies, and what it leaves of each."""
-    copies = [read(name) for name in divergence.copies]
+    copies = [contents.read(name) for name in divergence.copies]
     made: Callable[..., Tensor] = _mean
     weights = karcher_weights(copies) if choice == "karcher" else None
     if weights is not None:
@@ -179,7 +193,7 @@ def _tie(contents: Contents, divergence: Divergence, choice: str, read: Read) ->
         choice = "mean"
     if choice == "first":
         first = contents.plan.sources[divergence.key]
-        recipe, tied = contents.recipes[first], read(first)
+        recipe, tied = contents.recipes[first], contents.read(first)
     else:
         sources = tuple(contents.recipes[name].sources[0] for name in divergence.copies)
         recipe = Recipe(sources, made, tuple(copies[0].shape), contents.tensors[divergence.copies[0]].dtype)
@@ -206,18 +220,16 @@ def _fallbacks(choice: str, residuals: Iterable[Residual]) -> tuple[str, ...]:
 def _absorb(
     contents: Contents,
     divergences: Sequence[Divergence],
-    read: Read,
     recipes: dict[str, Recipe],
-    adapter_rank: int | None,
+    rank: int,
     done: Callable[[int], object],
-) -> Resolution:
-    plan, sharing = contents.plan, contents.sharing
-    present = int(contents.config["adapter_rank"])
-    rank = adapter_rank or present
+) -> list[Residual]:
+    """Changes `recipes`."""
+    plan, sharing, read = contents.plan, contents.sharing, contents.read
     residuals, computed = [], set()
     for divergence in divergences:
-        residual, recipes[divergence.key] = _tie(contents, divergence, "mean", read)
-        done(sum(contents.tensors[name].nbytes for name in divergence.copies))
+        residual, recipes[divergence.key] = _tie(contents, divergence, "mean")
+        done(contents.nbytes(divergence))
         shared = sharing.parse(divergence.key)
         adapters = None if shared is None else _ADAPTERS.get(shared.suffix)
         if shared is None or adapters is None or (not sharing.attention_adapters and "self_attn" in adapters):
@@ -240,8 +252,8 @@ def _absorb(
                 recipes[half] = Recipe((), partial(_computed, tensor), tuple(tensor.shape), dtype)
                 computed.add(half)
         residuals.append(Residual(divergence.key, "absorb", left))
-    if rank == present:
-        return Resolution(plan, recipes, residuals=tuple(residuals))
+    if rank == int(contents.config["adapter_rank"]):
+        return residuals
     for key in plan.groups:
         shared = sharing.parse(key)
         if shared is not None and shared.adapter is not None and key not in computed:
@@ -249,7 +261,7 @@ def _absorb(
             info = contents.tensors[plan.sources[key]]
             shape = (rank, info.shape[1]) if number == 0 else (info.shape[0], rank)
             recipes[key] = Recipe(recipes[key].sources, partial(_padded, number, rank), shape, info.dtype)
-    return Resolution(plan, recipes, {"adapter_rank": rank}, tuple(residuals))
+    return residuals
 
 
 def _computed(tensor: Tensor) -> Tensor:
