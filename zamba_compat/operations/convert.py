@@ -103,15 +103,7 @@ def prepare(checkpoint: Checkpoint, options: Options, progress: Progress | None 
     if choice == "error" and options.layout == "untied":
         choice = "untie"
     resolution = resolve(contents, choice, adapter_rank=options.adapter_rank, progress=progress)
-    config, recipes = layouts.arrange(
-        options.layout,
-        resolution.hub,
-        resolution.whole_config,
-        checkpoint.tensors,
-        prefix=contents.prefix,
-        extra=contents.unknown,
-        where=contents.where,
-    )
+    config, recipes = layouts.arrange(options.layout, resolution.hub, resolution.whole_config, contents)
     config, recipes = cast(config, recipes, contents, options.dtype)
     made = layouts.outcomes(recipes, checkpoint.tensors)
     outputs = tuple(Output(name, made[name].dtype, made[name].shape, recipe) for name, recipe in recipes.items())

@@ -83,9 +83,7 @@ def test_written_layouts(pattern: str, opened: Opened) -> None:
             ("expanded", expanded, config["num_mem_blocks"]),
             ("untied", untied, untied_config["num_mem_blocks"]),
         ):
-            written, recipes = arrange(
-                layout, hub_recipes(contents), contents.config, checkpoint.tensors, prefix=contents.prefix
-            )
+            written, recipes = arrange(layout, hub_recipes(contents), contents.config, contents)
             assert same(make(recipes, checkpoint), wanted)
             assert written["num_mem_blocks"] == blocks
             layers = [int(name.split(".")[2]) for name in recipes if ".layers." in name]
@@ -102,7 +100,7 @@ def test_zyphra_layouts_and_back(layout: str, pattern: str, opened: Opened) -> N
     state = synthetic.make_state(config)
     with opened(synthetic.to_expanded(state, config), config) as checkpoint:
         contents = read_contents(checkpoint)
-        written, recipes = arrange(layout, hub_recipes(contents), contents.config, checkpoint.tensors, prefix="model.")
+        written, recipes = arrange(layout, hub_recipes(contents), contents.config, contents)
         zyphra = make(recipes, checkpoint)
         sizes = outcomes(recipes, checkpoint.tensors)
         assert {n: i.shape for n, i in sizes.items()} == {n: tuple(t.shape) for n, t in zyphra.items()}
@@ -111,7 +109,7 @@ def test_zyphra_layouts_and_back(layout: str, pattern: str, opened: Opened) -> N
         contents = read_contents(checkpoint)
         assert contents.layout == layout
         assert same(make(hub_recipes(contents), checkpoint), state)
-        again, recipes = arrange(layout, hub_recipes(contents), contents.config, checkpoint.tensors, prefix="model.")
+        again, recipes = arrange(layout, hub_recipes(contents), contents.config, contents)
         assert same(make(recipes, checkpoint), zyphra)
         assert {k: v for k, v in again.items() if k != "torch_dtype"} == {
             k: v for k, v in written.items() if k != "torch_dtype"
@@ -124,7 +122,7 @@ def test_a_base_model_keeps_its_names(opened: Opened) -> None:
     with opened(bare, config) as checkpoint:
         contents = read_contents(checkpoint)
         assert (contents.prefix, contents.layout) == ("", "hub")
-        _, recipes = arrange("hub", hub_recipes(contents), contents.config, checkpoint.tensors, prefix="")
+        _, recipes = arrange("hub", hub_recipes(contents), contents.config, contents)
         assert recipes.keys() == bare.keys()
 
 
@@ -145,7 +143,7 @@ def test_heads(opened: Opened) -> None:
     classifier = {**config, "architectures": ["Zamba2ForSequenceClassification"], "num_labels": 3}
     with opened({**state, "score.weight": torch.zeros(3, 64)}, classifier) as checkpoint:
         contents = read_contents(checkpoint)
-        _, recipes = arrange("hub", hub_recipes(contents), contents.config, checkpoint.tensors, prefix="model.")
+        _, recipes = arrange("hub", hub_recipes(contents), contents.config, contents)
         assert list(recipes)[-1] == "score.weight"
 
 
@@ -156,7 +154,7 @@ def test_the_config_comes_out_in_the_words_every_release_reads(dialect: Any, ope
     config = synthetic.make_config("7B")
     with opened(synthetic.make_state(config), to_release_config(config, dialect)) as checkpoint:
         contents = read_contents(checkpoint)
-        written, _ = arrange("hub", hub_recipes(contents), contents.config, checkpoint.tensors, prefix="model.")
+        written, _ = arrange("hub", hub_recipes(contents), contents.config, contents)
         assert written == config
         assert read_contents(checkpoint).notes == ()
 
@@ -191,12 +189,12 @@ def test_quantized_parts_follow_their_weight(opened: Opened) -> None:
     with opened(state, config) as checkpoint:
         contents = read_contents(checkpoint)
         assert contents.quantized and contents.layout == "hub"
-        _, recipes = arrange("expanded", hub_recipes(contents), contents.config, checkpoint.tensors, prefix="model.")
+        _, recipes = arrange("expanded", hub_recipes(contents), contents.config, contents)
         later = Q.replace("layers.2.", "layers.5.")
         assert recipes[f"{later}.absmax"] == Recipe((f"{Q}.absmax",))
         assert recipes[later.replace("q_proj.weight", "k_proj.SCB")].sources == (eight.replace("weight", "SCB"),)
         with pytest.raises(CheckpointError, match="unquantized"):
-            arrange("zyphra-fork", hub_recipes(contents), contents.config, checkpoint.tensors, prefix="model.")
+            arrange("zyphra-fork", hub_recipes(contents), contents.config, contents)
     state[Q] = state[Q][:-1]
     with opened(state, config) as checkpoint, pytest.raises(CheckpointError, match="another shape"):
         read_contents(checkpoint)
@@ -212,7 +210,7 @@ def test_zamba_v1_has_no_untied_form(opened: Opened) -> None:
             ("hubb", "no layout to write"),
         ):
             with pytest.raises(CheckpointError, match=match):
-                arrange(layout, hub_recipes(contents), contents.config, checkpoint.tensors, prefix="model.")
+                arrange(layout, hub_recipes(contents), contents.config, contents)
 
 
 def test_other_names_than_any_layouts(opened: Opened) -> None:

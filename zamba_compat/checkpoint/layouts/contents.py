@@ -13,7 +13,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -163,14 +163,7 @@ def under_own_names(
 
 
 def arrange(
-    layout: str,
-    hub: Mapping[str, Recipe],
-    config: Mapping[str, Any],
-    stored: Mapping[str, TensorInfo],
-    *,
-    prefix: str,
-    extra: Iterable[str] = (),
-    where: str = "",
+    layout: str, hub: Mapping[str, Recipe], config: Mapping[str, Any], contents: Contents
 ) -> tuple[dict[str, Any], dict[str, Recipe]]:
     """Config and tensors of a checkpoint in another layout.
 
@@ -178,10 +171,7 @@ def arrange(
         layout: one of `WRITTEN`.
         hub: the tensors of the hub layout, made of what is stored.
         config: of the hub layout, in the classic dialect.
-        stored: what the checkpoint stores.
-        prefix: as in `Contents`.
-        extra: names in `hub` that are no part of the model.
-        where: what to call the checkpoint in errors.
+        contents: the checkpoint that they come from.
 
     Returns:
         the config to write, and name -> recipe in the order to write them.
@@ -191,19 +181,23 @@ def arrange(
     """
     sharing = SharingMap.from_config(config)
     if layout in ZYPHRA:
-        return _to_zyphra(layout, hub, config, stored, sharing, tuple(extra), where)
+        return _to_zyphra(layout, hub, config, contents, sharing)
     target = sharing
     if layout == "untied":
         if sharing.model_type != "zamba2":
             raise CheckpointError(
                 "Zamba (v1) has one shared block by definition: no config says that there are more.",
-                where=where,
+                where=contents.where,
                 remedy="Use --layout hub or expanded.",
             )
         target = sharing.untied()
     elif layout not in WRITTEN:
         raise CheckpointError(f"{layout!r} is no layout to write.", remedy=f"Use one of {', '.join(WRITTEN)}.")
-    keys = target.expanded_keys(prefix=prefix) if layout == "expanded" else target.hub_keys(prefix=prefix)
+    keys = (
+        target.expanded_keys(prefix=contents.prefix)
+        if layout == "expanded"
+        else target.hub_keys(prefix=contents.prefix)
+    )
     parts: dict[str, list[str]] = {}
     for name in hub:
         parts.setdefault(base_of(name), []).append(name)
@@ -249,19 +243,17 @@ def _to_zyphra(
     layout: str,
     hub: Mapping[str, Recipe],
     config: Mapping[str, Any],
-    stored: Mapping[str, TensorInfo],
+    contents: Contents,
     sharing: SharingMap,
-    extra: tuple[str, ...],
-    where: str,
 ) -> tuple[dict[str, Any], dict[str, Recipe]]:
     if sharing.model_type != "zamba2" or quantized_names(hub):
         raise CheckpointError(
             f"{layout} holds unquantized Zamba2 language models and nothing else.",
-            where=where,
+            where=contents.where,
             remedy="Use --layout hub.",
         )
     written, recipes = ZYPHRA[layout].from_hub(
-        outcomes(hub, stored), dict(config), where=where, allow_unknown=bool(extra)
+        outcomes(hub, contents.opened.tensors), dict(config), where=contents.where, allow_unknown=bool(contents.unknown)
     )
     return written, {name: compose(recipe, hub) for name, recipe in recipes.items()}
 
