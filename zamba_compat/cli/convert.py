@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from zamba_compat.cli.progress import progress
-from zamba_compat.cli.upload import add_push, asked, push
+from zamba_compat.cli.upload import asked
 from zamba_compat.cli.usage import DTYPES, dtype, usage
+from zamba_compat.cli.writing import add_writing, finish
 
 if TYPE_CHECKING:
     from zamba_compat.checkpoint.writing.report import Report
@@ -100,18 +100,12 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     )
     add("--max-shard-size", default="5GB", metavar="SIZE", help="bytes of tensors per file (default: %(default)s)")
     add("--calibrate", metavar="TEXT", help="a text file: measure the KL divergence from the untied model on it")
-    add("--dry-run", action="store_true", help="check and compare, print the plan, write nothing")
-    add("--overwrite", action="store_true", help="replace a destination that is not empty, at the very end")
-    add("--allow-unknown", action="store_true", help="copy tensors that are no part of the model")
     add(
         "--keep-unused-adapters",
         action="store_true",
         help="keep the adapters of Zyphra's layouts that no position uses (default: drop them)",
     )
-    add("--allow-pickle", action="store_true", help="read .bin and .pt files (tensors only, no code is run)")
-    add_push(parser)
-    add("--json", action="store_true", help="the report as JSON")
-    add("-q", "--quiet", action="store_true", help="no progress and no report, only errors")
+    add_writing(parser, unknown="copy tensors that are no part of the model")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -151,10 +145,7 @@ def run(options: argparse.Namespace) -> int:
     )
     if not options.json and not options.quiet:
         print(text(report), flush=True)
-    done = push(options, where if report.written else None, options.destination)
-    if options.json:
-        print(json.dumps({**report.as_dict(), "pushed": None if done is None else asdict(done)}, indent=2))
-    return 0
+    return finish(options, where, report.as_dict())
 
 
 def text(report: Report) -> str:

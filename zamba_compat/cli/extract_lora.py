@@ -8,15 +8,14 @@ in any layout that convert-checkpoint reads. OUT appears whole or not at all.
 from __future__ import annotations
 
 import argparse
-import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .convert import CHOICES
 from .progress import progress, telling
-from .upload import add_push, asked, push
+from .upload import asked
 from .usage import DTYPES, dtype
+from .writing import add_writing, finish
 
 if TYPE_CHECKING:
     from zamba_compat.operations.extract_lora import ExtractReport
@@ -74,13 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="TEXT",
         help="a UTF-8 text: its perplexity by BASE, TUNED, and BASE with the adapter; may be given again",
     )
-    add("--dry-run", action="store_true", help="check and decide, print the plan, write nothing")
-    add("--overwrite", action="store_true", help="replace a destination that is not empty, at the very end")
-    add("--allow-unknown", action="store_true", help="leave tensors aside that are no part of the model")
-    add("--allow-pickle", action="store_true", help="read .bin and .pt files (tensors only, no code is run)")
-    add_push(parser)
-    add("--json", action="store_true", help="the report as JSON")
-    add("-q", "--quiet", action="store_true", help="no progress and no report, only errors")
+    add_writing(parser, unknown="leave tensors aside that are no part of the model")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -122,14 +115,7 @@ def run(options: argparse.Namespace) -> int:
         from .evaluate import table
 
         print("\n".join(["", *(f"  {line}" for line in table(found.scores()))]))
-    done = push(options, where if report.written else None, options.destination)
-    if options.json:
-        said = {
-            "evaluation": None if found is None else found.as_dict(),
-            "pushed": None if done is None else asdict(done),
-        }
-        print(json.dumps({**report.as_dict(), **said}, indent=2))
-    return 0
+    return finish(options, where, {**report.as_dict(), "evaluation": found and found.as_dict()})
 
 
 def text(report: ExtractReport) -> str:

@@ -7,15 +7,14 @@ what it says at its own position's layer (shared: mean, first, middle or separat
 from __future__ import annotations
 
 import argparse
-import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from .convert import CHOICES, METHODS
 from .progress import progress, telling
-from .upload import add_push, asked, push
+from .upload import asked
 from .usage import DTYPES, WrongUsage, dtype, usage
+from .writing import add_writing, finish
 
 if TYPE_CHECKING:
     from zamba_compat.operations.judge_merge import Judgement
@@ -75,7 +74,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a UTF-8 text: its perplexity by the parents and the result, and how far this lies from each of them; "
         "may be given again",
     )
-    add("--dry-run", action="store_true", help="check and decide, print the plan, write nothing")
     add(
         "--dtype",
         choices=DTYPES,
@@ -99,12 +97,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of products with 4-bit weights, for config.json (default: the model's)",
     )
     add("--keep-shared-16bit", action="store_true", help="leave the shared blocks unquantized")
-    add("--overwrite", action="store_true", help="replace a destination that is not empty, at the very end")
-    add("--allow-unknown", action="store_true", help="copy the base's tensors that are no part of the model")
-    add("--allow-pickle", action="store_true", help="read .bin and .pt files (tensors only, no code is run)")
-    add_push(parser)
-    add("--json", action="store_true", help="the report as JSON")
-    add("-q", "--quiet", action="store_true", help="no progress and no report, only errors")
+    add_writing(parser, unknown="copy the base's tensors that are no part of the model")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -147,14 +140,7 @@ def run(options: argparse.Namespace) -> int:
     found = _judge(report, texts, options) if texts else None
     if found is not None and not options.json:
         print("\n".join(judged(found)), flush=True)
-    done = push(options, where if report.written else None, options.destination)
-    if options.json:
-        more = {
-            "evaluation": None if found is None else found.as_dict(),
-            "pushed": None if done is None else asdict(done),
-        }
-        print(json.dumps({**report.as_dict(), **more}, indent=2))
-    return 0
+    return finish(options, where, {**report.as_dict(), "evaluation": found and found.as_dict()})
 
 
 def texts_of(options: argparse.Namespace) -> dict[str, str]:
