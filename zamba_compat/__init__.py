@@ -48,7 +48,7 @@ def registry() -> Registry:
 
 
 def _disabled() -> frozenset[str]:
-    """What the user switched off; a name that does not exist is told, since it switches nothing off."""
+    """What the user switched off; a warning names what does not exist, since it switches nothing off."""
     names = disabled()
     unknown = names - registry().names() if names else names
     if unknown:

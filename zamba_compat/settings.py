@@ -21,7 +21,7 @@ class Settings(NamedTuple):
             Environment: ZAMBA_COMPAT_DIVERGENT.
         quantize_shared: whether bitsandbytes quantizes the shared blocks when a checkpoint is quantized while it is
             loaded. False keeps them in 16 bits. Environment: ZAMBA_COMPAT_QUANTIZE_SHARED, 1 or 0.
-        native: whether loops compiled from C are used where there are any, see `zamba_compat.cpu.native`. False leaves
+        native: whether the kernels in C are used where they were compiled, see `zamba_compat.cpu.native`. False leaves
             everything to PyTorch and bitsandbytes. Environment: ZAMBA_COMPAT_NATIVE, 1 or 0.
         disable: adapters and groups of adapters that are left off, their names separated by commas; `status()` has
             the names. Environment: ZAMBA_COMPAT_DISABLE.

@@ -5,7 +5,7 @@ Symptom:  load_checkpoint_and_dispatch and dispatch_model with a block on the CP
           its first layer: tensors that stay on the meta device.
 Cause:    the offload index has the names that are stored; the map names layers.
 Upstream: none known.
-Goes:     when accelerate places tied tensors together.
+Remove:   when accelerate places tied tensors together.
 """
 
 from __future__ import annotations

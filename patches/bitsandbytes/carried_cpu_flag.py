@@ -5,7 +5,7 @@ Symptom:  a module that was pickled on a CPU with AVX512-BF16 computes garbage o
 Cause:    Linear4bit remembers in `support_avx512bf16_for_cpu` what the CPU could do on which it was constructed. The
           flag is pickled; where it is read again, weights are packed for a kernel that is not there.
 Upstream: none known.
-Goes:     when Linear4bit asks the CPU it runs on.
+Remove:   when Linear4bit asks the CPU it runs on.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ Cause:    the forward reorders the weight for a bfloat16 kernel and rewrites the
           leaves absmax transposed and rounded to bfloat16, or quantizes it anew; Params4bit.to, __getstate__,
           dequantize_4bit and a forward that needs gradients do not take it at all.
 Upstream: bitsandbytes-foundation/bitsandbytes#2078 with #2083 for .to(device); none known for the rest.
-Goes:     when a forward no longer rewrites the quant state.
+Remove:   when a forward no longer rewrites the quant state.
 
 The weight is packed here, too, once for all modules that hold it, but the quant state keeps what quantization produced;
 what the kernel needs besides is added to it. A tensor's own shape tells in which layout it is, never a flag, so a plain

@@ -8,7 +8,7 @@ Cause:    bitsandbytes has one kernel for products with 4-bit weights on a CPU, 
           tokens, rounds activations to bfloat16, and wants weights in an order of its own. Everywhere else each call
           dequantizes the whole weight and multiplies it by PyTorch's product, which is slow there, too.
 Upstream: none known.
-Goes:     when bitsandbytes has kernels for AVX2 and AVX-512 that are as fast.
+Remove:   when bitsandbytes has kernels for AVX2 and AVX-512 that are as fast.
 
 `zamba_compat.cpu.nf4` says what is computed, and where it stays bitsandbytes' own: with gradients, odd shapes, where
 the loops in C could not be compiled. Other models' products stay bitsandbytes' own, bit for bit, but for those in

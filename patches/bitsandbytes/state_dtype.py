@@ -4,7 +4,7 @@ Symptom:  after a forward on a CPU, dequantize_4bit returns the weights rounded 
           state names that dtype.
 Cause:    matmul_4bit writes the input's dtype into the quant state it is given.
 Upstream: none known; 0.50.0 no longer does it.
-Goes:     when 0.49 leaves the supported range.
+Remove:   when 0.49 leaves the supported range.
 """
 
 from __future__ import annotations

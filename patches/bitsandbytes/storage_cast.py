@@ -4,7 +4,7 @@ Symptom:  with bnb_4bit_quant_storage of float32, float16 or bfloat16, casting a
           .half(), leaves garbage without an error, or a weight of a size that no forward accepts.
 Cause:    the bytes are kept in a tensor of a floating dtype, and a cast takes them for numbers.
 Upstream: none known.
-Goes:     when Params4bit.to ignores a dtype once the weight is quantized, and so do half(), float() and bfloat16().
+Remove:   when Params4bit.to ignores a dtype once the weight is quantized, and so do half(), float() and bfloat16().
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Symptom:  RuntimeError about sizes that do not match when transformers loads a f
           asymmetric), of any model; with ignore_mismatched_sizes=True zero points of zero, without an error.
 Cause:    on the meta device the weight is packed and its zero points are not: they keep their shape and int8.
 Upstream: none known.
-Goes:     when compressing on the meta device packs zero points.
+Remove:   when compressing on the meta device packs zero points.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Symptom:  of a merge of two architectures, sometimes "Tensor ... required but no
           without an error the output has whichever parent's architecture was drawn.
 Cause:    MergeConfiguration.referenced_models goes through a set, and the first model's architecture is taken.
 Upstream: arcee-ai/mergekit#640, #641.
-Goes:     when the first of the referenced models is the base model.
+Remove:   when the first of the referenced models is the base model.
 
 The base model first, then the others in the order they are written. So the tokenizer's union and the model card are
 the same in every run, too. Without a base model the first one written decides. --allow-crimes is needed as before.

@@ -4,7 +4,7 @@ Symptom:  "Expected p_in >= 0 && p_in <= 1" for every Mamba model, and for any t
 Cause:    della_magprune ranks along the second dimension, which is 1 in a depthwise convolution's (channels, 1, width),
           and divides the ranks by the largest minus the smallest: 0 / 0.
 Upstream: none known.
-Goes:     when such a tensor is ranked, along other dimensions or not at all.
+Remove:   when such a tensor is ranked, along other dimensions or not at all.
 
 What has more than two dimensions is ranked along all behind the first; the only element of a row stays with the
 probability `density`, the mean of those of any row.

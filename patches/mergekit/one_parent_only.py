@@ -4,7 +4,7 @@ Symptom:  it goes into the output as it is, unmerged, or is left out, without a 
 Cause:    what is not in all parents counts as optional, and of an optional tensor the only one found is passed through;
           what the architecture does not list is not looked at.
 Upstream: none known.
-Goes:     when mergekit refuses, or asks.
+Remove:   when mergekit refuses, or asks.
 
 As before: names that stand for one another (an untied lm_head and the embedding), buffers that a model computes by
 itself, what no parent has, what is read from one model only, and of two architectures what only the other one knows.

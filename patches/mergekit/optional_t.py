@@ -4,7 +4,7 @@ Symptom:  RuntimeError "Missing required parameter t", and a ValueError for a sl
           parts has to name all others with t = 0, which fails where their shapes differ.
 Cause:    t is a required parameter, and SLERP demands two models of every slice.
 Upstream: arcee-ai/mergekit#640, #641.
-Goes:     when t is optional.
+Remove:   when t is optional.
 
 A slice with one source is that source's, as in mergekit 0.1.4. Such tensors go through mergekit's own passthrough.
 """

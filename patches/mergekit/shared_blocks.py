@@ -5,7 +5,7 @@ Symptom:  of a parent in expanded and one in hub layout, the copies at later lay
           layout the block and all its adapters get the curve's value at the first layer that uses the block.
 Cause:    mergekit knows no Zamba2 and infers the tensors from names, which do not say what is shared.
 Upstream: none known.
-Goes:     when mergekit has an architecture for tensors that several layers share.
+Remove:   when mergekit has an architecture for tensors that several layers share.
 
 A tensor of a shared block gets the mean of the values at the layers that use the block, an adapter the value at its
 own position's layer, everything else the value at its own layer. The output is in the hub layout.

@@ -5,7 +5,7 @@ Symptom:  an adapter on conv1d of Zamba2 or Zamba (v1) trains and does nothing, 
 Cause:    the kernels are handed the weight, so the wrapped module's forward is never called. PEFT refuses these
           targets for the model types in a list of its own, which has neither zamba nor zamba2.
 Upstream: huggingface/peft#2556, #2562 for mamba, mamba2 and falcon_mamba, in 0.16.0; none known for Zamba.
-Goes:     when PEFT lists zamba and zamba2.
+Remove:   when PEFT lists zamba and zamba2.
 
 out_proj of Zamba2 is allowed where the mixer calls it whatever kernels there are: with adapter zamba2-fused-path
 applied. Else, and conv1d always, "all-linear" is refused where it covers one: no target is dropped without a word.

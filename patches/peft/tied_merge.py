@@ -4,7 +4,7 @@ Symptom:  where each position of a shared block has an adapter of its own, merge
           model whose logits are others than the adapted model's, without an error.
 Cause:    each adapter is added to the weight of its own module, and the weights of all positions are one tensor.
 Upstream: none known; PEFT warns of tied word embeddings only.
-Goes:     when PEFT merges into copies what it finds tied.
+Remove:   when PEFT merges into copies what it finds tied.
 
 The merged model has num_mem_blocks = number of positions: the form that keeps differing copies exactly.
 """

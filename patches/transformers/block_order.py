@@ -5,7 +5,7 @@ Symptom:  ValueError in get_expanded_tied_weights_keys: "There is an issue with 
 Cause:    5.0.0 ties every hybrid layer to layers.0, which is none. From 5.1.0 on, Zamba2Model.get_layers gives layer L
           the adapter slots of block L % num_mem_blocks; tied layers then hold different slots.
 Upstream: huggingface/transformers#47994, fixed by #48325 in 5.17.0.
-Goes:     when 5.16 leaves the supported range.
+Remove:   when 5.16 leaves the supported range.
 """
 
 from __future__ import annotations

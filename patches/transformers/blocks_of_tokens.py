@@ -5,7 +5,7 @@ Cause:    Zamba2RMSNorm.forward and Zamba2MLP.forward make several tensors for a
           intermediate size wide. Writing those for the first time takes longer than computing them: at 1024 tokens
           of 1.2B, the feed-forward part's adapter alone fills 66 MB.
 Upstream: none known.
-Goes:     never by itself; it only saves time and memory.
+Remove:   never by itself; it only saves time and memory.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Symptom:  on a GPU a 4-bit model of 16 bits is several times as slow as it could
 Cause:    BitsAndBytesConfig takes a missing bnb_4bit_compute_dtype for float32, whose products leave a GPU's tensor
           cores out.
 Upstream: none; float32 is the documented default.
-Goes:     when upstream takes the model's dtype instead.
+Remove:   when upstream takes the model's dtype instead.
 
 Nothing is changed, for float32 is what was asked for as far as bitsandbytes knows: one line per process tells. A
 checkpoint's config.json always names a dtype, so there float32 is told too; of a config that is passed, only where the

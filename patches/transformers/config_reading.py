@@ -7,7 +7,7 @@ Cause:    5.13 and later write a Mamba layer as "linear_attention" and the list 
           releases know only the older words.
           5.13 and 5.14 translate the older words for Zamba2 and forget Zamba.
 Upstream: none known.
-Goes:     when 5.14 leaves the supported range.
+Remove:   when 5.14 leaves the supported range.
 """
 
 from __future__ import annotations

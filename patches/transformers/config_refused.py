@@ -3,7 +3,7 @@
 Symptom:  StopIteration, without a word, from from_pretrained where num_mem_blocks is 0.
 Cause:    Zamba2Model takes the next of no shared blocks, and nothing checks the config before.
 Upstream: none known.
-Goes:     when Zamba2Config refuses fewer than one shared block.
+Remove:   when Zamba2Config refuses fewer than one shared block.
 """
 
 from __future__ import annotations

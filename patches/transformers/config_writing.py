@@ -4,7 +4,7 @@ Symptom:  a checkpoint saved by 5.13 or later fails in older releases with StopI
           lost its rope_theta in 4.x, silently.
 Cause:    see config_reading.py. The published checkpoints use the older words, which every release understands.
 Upstream: none known.
-Goes:     when every supported release writes and reads the same words.
+Remove:   when every supported release writes and reads the same words.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Symptom:  RuntimeError "None of the available devices ... are supported by the b
           installed", or AttributeError: 'frozenset' object has no attribute 'discard'.
 Cause:    the check was written for bitsandbytes' preview builds, where the CPU needed Intel's extension of PyTorch.
 Upstream: none known; 4.53.0 dropped the condition.
-Goes:     when 4.52 leaves the supported range.
+Remove:   when 4.52 leaves the supported range.
 """
 
 from __future__ import annotations

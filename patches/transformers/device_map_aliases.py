@@ -7,7 +7,7 @@ Symptom:  from_pretrained(device_map=...) with "disk" in the map, given or compu
 Cause:    the map names layers. The loader and accelerate's hooks place each name of a tied tensor by itself, and the
           offload index has the names that are stored. The mixers read their convolution's weight without calling it.
 Upstream: none known.
-Goes:     when upstream places tied tensors together, as it saves them.
+Remove:   when upstream places tied tensors together, as it saves them.
 """
 
 from __future__ import annotations

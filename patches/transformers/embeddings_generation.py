@@ -5,7 +5,7 @@ Symptom:  ValueError: You passed `inputs_embeds` to `.generate()`, but the model
 Cause:    generate looks for a parameter inputs_embeds of Zamba2ForCausalLM.prepare_inputs_for_generation,
           which 5.15.0 hid in **kwargs. Nothing else is missing.
 Upstream: none known.
-Goes:     when the method names the parameter again, or generate looks elsewhere.
+Remove:   when the method names the parameter again, or generate looks elsewhere.
 """
 
 from __future__ import annotations

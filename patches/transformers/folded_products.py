@@ -4,7 +4,7 @@ Symptom:  with frozen weights, as PEFT's are, the first token of a bfloat16 prom
           much for each further prompt of a batch.
 Cause:    `logits_to_keep` slices hidden states whose strides PyTorch takes for no matrix: it copies the head's weight.
 Upstream: https://github.com/pytorch/pytorch/issues/186148
-Goes:     when F.linear of `hidden_states[:, -1:]` calls no aten::bmm; see `zamba_compat.cpu.folded`.
+Remove:   when F.linear of `hidden_states[:, -1:]` calls no aten::bmm; see `zamba_compat.cpu.folded`.
 """
 
 from __future__ import annotations

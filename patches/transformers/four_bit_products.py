@@ -3,7 +3,7 @@
 Symptom:  see `patches/bitsandbytes/cpu_product.py`: bitsandbytes' products with 4-bit weights are slow on a CPU.
 Cause:    a linear layer does not know the model that it is a part of, and other models' are to stay bitsandbytes' own.
 Upstream: none known.
-Goes:     with `bitsandbytes-cpu-product`.
+Remove:   with `bitsandbytes-cpu-product`.
 """
 
 from __future__ import annotations

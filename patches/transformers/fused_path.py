@@ -8,7 +8,7 @@ Symptom:  with mamba_ssm and causal_conv1d. RuntimeError: quantized models in tr
 Cause:    the kernel of a whole mixer is handed out_proj.weight, whatever module holds it, and from 5.15 on no mask;
           causal_conv1d wants strides of multiples of 8; padding enters the convolution through its bias.
 Upstream: none known.
-Goes:     when a release leaves that kernel for quantized and adapted layers, and masks what it hands the others.
+Remove:   when a release leaves that kernel for quantized and adapted layers, and masks what it hands the others.
 
 The kernels stay as they are: zamba_compat/mamba2/fused.py decides which are called, with what. A CPU has paths of its
 own and comes here for samples packed into one row alone.

@@ -4,7 +4,7 @@ Symptom:  AttributeError: 'dict' object has no attribute 'zero_'.
 Cause:    Zamba2HybridDynamicCache.reset treats its dicts of states as tensors. It also leaves the keys and
           values, and the mark that there is a past.
 Upstream: none known; 5.5.0 replaced the class.
-Goes:     when 5.4 leaves the supported range.
+Remove:   when 5.4 leaves the supported range.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ Symptom:  4.x: each save and load multiplies rope_theta again (85,550 -> 731,886
 Cause:    4.x rescales in Zamba2Config.__init__ and saves the product; 5.x dropped the rescaling with rope_parameters.
 Source:   zamba_compat/layout/rotary.py.
 Upstream: none known.
-Goes:     when upstream rescales in the rotary embedding.
+Remove:   when upstream rescales in the rotary embedding.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ Symptom:  a git-lfs pointer, a web page, a GGUF or a pickled file in the place o
           "no file named model.safetensors".
 Cause:    the loader opens the file for its dtype and metadata, and shows what the reader says.
 Upstream: none known; 4.x looks for git-lfs pointers among pickled files.
-Goes:     when upstream looks at the file before it shows that error.
+Remove:   when upstream looks at the file before it shows that error.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ Symptom:  logits off by 80% and more, without an error: with position_ids that r
 Cause:    Zamba2MambaMixer reads seq_idx alone, from 5.15 on, and the collator gives none by default;
           masks for attention are made of position_ids from 5.2 on, and only without a cache.
 Upstream: none known.
-Goes:     when a release derives seq_idx from position_ids and computes with it on every path.
+Remove:   when a release derives seq_idx from position_ids and computes with it on every path.
 
 A cache makes no sense with such a row: none is returned, and one that is given is refused.
 """

@@ -4,7 +4,7 @@ Symptom:  a checkpoint with bnb_4bit_quant_storage float16 or bfloat16 does not 
           RuntimeError "shape ... is invalid for input of size ...", or wrong weights.
 Cause:    the loader takes the packed bytes for floating point numbers and casts them to the model's dtype.
 Upstream: none known; 5.0.0 replaced the loader.
-Goes:     when 4.57 leaves the supported range.
+Remove:   when 4.57 leaves the supported range.
 """
 
 from __future__ import annotations

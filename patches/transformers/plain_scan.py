@@ -7,7 +7,7 @@ Symptom:  wrong logits without an error. Up to 4.51: with two groups (7B), at an
 Cause:    Zamba2MambaMixer.torch_forward repeats groups in the wrong order (up to 4.51), sums the states of
           chunks over the wrong axis, and takes whatever follows a cache for a single token.
 Upstream: none known; mended step by step in 4.52.1, 5.13.0 and 5.15.0.
-Goes:     when a release is right by itself about time_step_min and padding.
+Remove:   when a release is right by itself about time_step_min and padding.
 
 Where a cache lets it, the state is kept in float32: in 16 bits it loses what many small steps add.
 """

@@ -6,7 +6,7 @@ Cause:    Linear8bitLt moves the quantized weight from the parameter to its own 
           hybrid layer has modules of its own, the modules of the other positions find none. Int8Params.to before 0.48
           leaves `CB` empty when an int8 weight stays on the CPU, and the forward quantizes the int8 values again.
 Upstream: none known.
-Goes:     when Zamba2 holds one module per shared block, or bitsandbytes leaves the weight where it is.
+Remove:   when Zamba2 holds one module per shared block, or bitsandbytes leaves the weight where it is.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Symptom:  load_in_4bit and load_in_8bit need the memory of the model in 16 bits first: 7B, over 18 GB on the device.
 Cause:    a pool of threads reads ahead and puts every tensor on its device, faster than the loader quantizes them.
 Upstream: huggingface/transformers#44576, fixed in 5.4.0.
-Goes:     when 5.3 leaves the supported range.
+Remove:   when 5.3 leaves the supported range.
 
 Other models than Zamba's are left to the pool. So are checkpoints that are quantized already: what is read ahead of
 these is what the model holds in the end.

@@ -5,7 +5,7 @@ Symptom:  a checkpoint that holds a block only at a later layer comes back with 
           reads all of them.
 Cause:    the loaders know names, not the rule that makes names aliases.
 Upstream: none known.
-Goes:     never: which copy counts is a decision about checkpoints that upstream does not write.
+Remove:   never: which copy counts is a decision about checkpoints that upstream does not write.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Symptom:  without Zamba2 (4.48 and older, and forks that dropped it): "does not recognize this architecture", or
           KeyError: 'zamba2'.
 Upstream: none; not a defect.
-Goes:     never.
+Remove:   never.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Symptom:  AttributeError: 'Zamba2Model' object has no attribute 'rotary_emb' at the first forward of 2.7B.
 Cause:    forward calls self.rotary_emb, which is built only with use_mem_rope.
 Upstream: fixed in 5.4.0.
-Goes:     when 5.3 leaves the supported range.
+Remove:   when 5.3 leaves the supported range.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ Symptom:  save_pretrained of a quantized model writes orphan keys such as
 Cause:    copies are recognised by their storage, and bitsandbytes makes some of a quant state's tensors anew for
           every name. 4.49 looks at the first group of tied tensors only, if the model has a device map.
 Upstream: none known.
-Goes:     when upstream drops the quant state of a weight that it drops.
+Remove:   when upstream drops the quant state of a weight that it drops.
 
 zamba2-offloaded-save
 Symptom:  save_pretrained of a model on several places: RuntimeError "The weights trying to be saved contained shared
@@ -18,14 +18,14 @@ Symptom:  save_pretrained of a model on several places: RuntimeError "The weight
 Cause:    tensors on the meta device have no storage to tell aliases by. Offloading is noticed only where a map has two
           places or more. 5.14 updates the weight map with a generator of mappings.
 Upstream: none known; releases from 5.13 on look for "disk" too.
-Goes:     when upstream drops tied tensors by name before it saves.
+Remove:   when upstream drops tied tensors by name before it saves.
 
 zamba2-saved-again, zamba-saved-again
 Symptom:  NotImplementedError from save_pretrained of any model whose checkpoint was quantized by bitsandbytes.
 Cause:    saving reverts the conversions that loading made, and the deserialization of a quant state has no reverse:
           the state dict holds the serialized form already.
 Upstream: none known.
-Goes:     when upstream leaves these conversions out of `_weight_conversions`.
+Remove:   when upstream leaves these conversions out of `_weight_conversions`.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ Symptom:  torchao, quanto, FP8: every shared block stays in 16 bits, silently. W
 Cause:    get_keys_to_not_convert takes every tied parameter for an embedding; ties are of parameters, which quantizers
           replace by others.
 Upstream: none known.
-Goes:     when upstream skips tied embeddings only, and holds one module per shared block.
+Remove:   when upstream skips tied embeddings only, and holds one module per shared block.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Symptom:  bitsandbytes 4-bit and 8-bit loading leaves every shared block in 16 bits, silently (1.07 GB in 7B).
 Cause:    get_keys_to_not_convert takes every tied parameter for an embedding and puts it on the skip list.
 Upstream: none known.
-Goes:     when upstream skips tied embeddings only.
+Remove:   when upstream skips tied embeddings only.
 """
 
 from __future__ import annotations

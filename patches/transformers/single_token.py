@@ -3,7 +3,7 @@
 Symptom:  a bfloat16 model on a CPU takes twice as long per token as reading its weights does.
 Cause:    PyTorch takes oneDNN's product of matrices for a single row.
 Upstream: none known.
-Goes:     when PyTorch's product of one row reads weights at the memory's speed; see `zamba_compat.cpu.gemv`.
+Remove:   when PyTorch's product of one row reads weights at the memory's speed; see `zamba_compat.cpu.gemv`.
 """
 
 from __future__ import annotations

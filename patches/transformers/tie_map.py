@@ -6,7 +6,7 @@ Symptom:  with tie_word_embeddings=false the shared blocks are untied too, silen
 Cause:    PreTrainedModel.get_expanded_tied_weights_keys returns {} unless the word embeddings are tied. That flag
           speaks of lm_head; the blocks are shared by definition. 5.0.0's pattern for Zamba lacks a dot.
 Upstream: none known for the flag; huggingface/transformers#43623 for the pattern, fixed in 5.1.0.
-Goes:     when upstream computes the ties of the blocks apart from those of the embeddings.
+Remove:   when upstream computes the ties of the blocks apart from those of the embeddings.
 """
 
 from __future__ import annotations

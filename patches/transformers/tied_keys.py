@@ -6,7 +6,7 @@ Symptom:  Zamba2: save_pretrained raises RuntimeError "The weights trying to be 
 Cause:    the patterns that Zamba2Model.get_layers puts in `_tied_weights_keys` start at "layers.", the names of a
           Zamba2ForCausalLM at "model.layers."; ZambaModel lists the canonical layer among the duplicates.
 Upstream: none known; 5.0.0 replaced the mechanism.
-Goes:     when 4.57 leaves the supported range.
+Remove:   when 4.57 leaves the supported range.
 """
 
 from __future__ import annotations

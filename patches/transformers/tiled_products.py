@@ -3,7 +3,7 @@
 Symptom:  on a CPU with AMX a prompt in bfloat16 takes up to 1.8 times as long as its multiplications have to.
 Cause:    oneDNN rearranges every weight for the tiles at every call, and shares rows out among threads beforehand.
 Upstream: none known.
-Goes:     when PyTorch keeps weights as the tiles read them, or reads them as they are; see `zamba_compat.cpu.amx`.
+Remove:   when PyTorch keeps weights as the tiles read them, or reads them as they are; see `zamba_compat.cpu.amx`.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ Cause:    Zamba2MambaMixer.__init__ sets time_step_limit = (time_step_min, inf),
           sequence applies to dt and the step for one token does not. The models were trained without a limit
           (see zamba_compat.mamba2.mixer); time_step_min only draws the initial dt_bias.
 Upstream: none known.
-Goes:     when a release reads config.time_step_limit again, as it was up to 5.14.
+Remove:   when a release reads config.time_step_limit again, as it was up to 5.14.
 """
 
 from __future__ import annotations

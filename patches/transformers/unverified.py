@@ -3,7 +3,7 @@
 Symptom:  a release newer than the last tested one may change anything: a function that an adapter replaces is renamed,
           or does its work elsewhere. What comes out can be wrong without an error.
 Upstream: none; not a defect.
-Goes:     never. In a tested release it is off; ZAMBA_COMPAT_UNVERIFIED=ignore turns it off in any.
+Remove:   never. In a tested release it is off; ZAMBA_COMPAT_UNVERIFIED=ignore turns it off in any.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Symptom:  on a CPU without AVX512-BF16 (for float16: without AVX512-FP16 or AMX)
           long for a prompt as a float32 one.
 Cause:    PyTorch's 16-bit products there are a plain loop, or oneDNN's emulation.
 Upstream: none known.
-Goes:     when PyTorch's products in 16 bits are as fast as those in 32 there; `zamba_compat.cpu.upcast` says where not.
+Remove:   when PyTorch's products in 16 bits are as fast as those in 32 there; `zamba_compat.cpu.upcast` says where not.
 """
 
 from __future__ import annotations

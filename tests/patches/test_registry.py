@@ -28,7 +28,7 @@ def test_every_file_is_listed() -> None:
 def test_docstrings_say_what_when_and_until_when() -> None:
     for file in (ROOT / "patches").glob("*/[!_]*.py"):
         text = file.read_text()
-        for word in ("Symptom:", "Upstream:", "Goes:"):
+        for word in ("Symptom:", "Upstream:", "Remove:"):
             assert word in text, f"{file.name} does not say {word}"
 
 

@@ -121,7 +121,7 @@ class Adapter:
         summary: one line; by default the first docstring line of the module that declares the adapter.
         condition: called once per arming, when the first of the adapter's modules has been imported; returns
             a reason not to apply it, or None.
-        ends: what the release `fixed` did, for `status()`: "fixed" is told as "fixed in 5.17"; "continued by NAME" if
+        ends: what the release `fixed` did, for `status()`: "fixed" is shown as "fixed in 5.17"; "continued by NAME" if
             it has the defect in a form that another adapter is for.
 
     Raises:

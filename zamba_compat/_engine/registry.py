@@ -12,7 +12,7 @@ An adapter is declared with `Adapter`, or with several `Patch`es. A `Registry` a
 - An error is raised where a *guard* is imported: a module that only users of Zamba need, by default each
   target module with "zamba" in its own name. Other modules import undisturbed; an error found in one is kept
   for the next guard, or raised at once if a guard is loaded already. A guard is refused again at every
-  attempt. There too a group that is off in a release that was not tested is told, once, as a warning.
+  attempt. There too a group that is off in a release that was not tested is reported, once, as a warning.
 - Two adapters of a library may patch the same attribute: the later one gets the earlier one's replacement.
 """
 

@@ -50,7 +50,7 @@ def place(since: str, fixed: str | None, ends: str, version: str | None) -> Plac
 
     Args:
         ends: what the release `fixed` did.
-        version: None if it cannot be told.
+        version: None if it is unknown.
     """
     from packaging.version import Version
 
@@ -68,7 +68,7 @@ def place(since: str, fixed: str | None, ends: str, version: str | None) -> Plac
 
 
 def installed_version(library: str) -> str | None:
-    """The version of the release in use, None if there is none or it cannot be told yet.
+    """The version of the release in use, None if there is none or it is not known yet.
 
     The imported module's `__version__` wins over the metadata: an editable install's metadata is as old as
     its installation. A version that cannot be compared is returned only when no other is found.

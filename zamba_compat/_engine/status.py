@@ -1,4 +1,4 @@
-"""What is told of adapters and of the releases they meet."""
+"""What is reported of adapters and of the releases they meet."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class AdapterStatus(NamedTuple):
 
     Attributes:
         requires: the releases that have the defect.
-        installed: the installed release of `library`, None if there is none or it cannot be told.
+        installed: the installed release of `library`, None if there is none or it is unknown.
         verified: whether the whole suite has passed that release.
         state: "applied" to every module of its that is imported; "armed": will be, when one is; "disarmed";
             "disabled" by the user; "not needed": the release does not have the defect, or the library is absent, or

@@ -1,6 +1,6 @@
 """bitsandbytes and shared blocks: which linears are quantized, and one quant state per block.
 
-Nothing here imports bitsandbytes: its modules are told by what they hold.
+Nothing here imports bitsandbytes: its modules are recognised by their class names.
 """
 
 from __future__ import annotations

@@ -53,9 +53,9 @@ class LoaderCall:
         files = [found] if isinstance(found, str) else list(found)
         config = given.get("load_config")
         if config is not None:
-            refuse_strangers(files, config.pretrained_model_name_or_path)
+            refuse_files_elsewhere(files, config.pretrained_model_name_or_path)
             return cls(given, config, files, config.hf_quantizer, config.device_map, config.disk_offload_folder)
-        refuse_strangers(files, given.get("pretrained_model_name_or_path"))
+        refuse_files_elsewhere(files, given.get("pretrained_model_name_or_path"))
         folder = given.get("disk_offload_folder", given.get("offload_folder"))
         return cls(given, None, files, given.get("hf_quantizer"), given.get("device_map"), folder)
 
@@ -78,7 +78,7 @@ class LoaderCall:
         return len(mapping) > len(own)
 
 
-def refuse_strangers(files: Sequence[str], origin: object) -> None:
+def refuse_files_elsewhere(files: Sequence[str], origin: object) -> None:
     """Refuse files that no honest index leads to; transformers joins whatever names it finds to the directory.
 
     A file may be a link: people keep weights on other disks, the hub's cache is made of links, and what is read is
@@ -173,7 +173,7 @@ def hub_layout(call: LoaderCall, opened: ExitStack) -> dict[str, Any] | None:
         choice = "error"  # one block by definition: there is no config that keeps the copies apart
     layout, computed, divergences = layout.resolve(stored.read, choice)
     if divergences:
-        _tell(divergences, choice, stored.where)
+        _warn(divergences, choice, stored.where)
     if layout.sharing != sharing:
         untie(model)
     if quantizer is not None:
@@ -182,7 +182,7 @@ def hub_layout(call: LoaderCall, opened: ExitStack) -> dict[str, Any] | None:
     return {name: computed[name] if name in computed else take(source) for name, source in layout.sources.items()}
 
 
-def _tell(divergences: list[Divergence], choice: str, where: str | None) -> None:
+def _warn(divergences: list[Divergence], choice: str, where: str | None) -> None:
     done = {
         "keep": "every position keeps its own copy (num_mem_blocks = number of positions, more memory)",
         "first": "the copy of the first layer is used",

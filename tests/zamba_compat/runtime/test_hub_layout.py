@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from zamba_compat.errors import CheckpointError
-from zamba_compat.runtime.hub_layout import refuse_strangers
+from zamba_compat.runtime.hub_layout import refuse_files_elsewhere
 from zamba_compat.runtime.stored import Stored
 
 
@@ -78,7 +78,7 @@ def test_row_09_a_tensor_in_two_files(shards: list[str]) -> None:
 
 def refused(files: list[str], origin: object) -> None:
     with pytest.raises(CheckpointError, match="leads out of the checkpoint"):
-        refuse_strangers(files, origin)
+        refuse_files_elsewhere(files, origin)
 
 
 def test_rows_01_02_files_of_other_directories(
@@ -86,9 +86,9 @@ def test_rows_01_02_files_of_other_directories(
 ) -> None:
     inner = tmp_path / "inner"
     inner.mkdir()
-    refuse_strangers(shards, tmp_path)
-    refuse_strangers(shards, tmp_path.parent)  # a subfolder
-    refuse_strangers(shards, "hub/id")
+    refuse_files_elsewhere(shards, tmp_path)
+    refuse_files_elsewhere(shards, tmp_path.parent)  # a subfolder
+    refuse_files_elsewhere(shards, "hub/id")
     refused(shards, inner)
     refused([f"{inner}/../model-1.safetensors"], str(inner))
     refused([shards[0], f"{inner}/x.safetensors"], "hub/id")
@@ -96,17 +96,17 @@ def test_rows_01_02_files_of_other_directories(
     monkeypatch.chdir(inner)
     refused(["./../model-1.safetensors"], ".")
     monkeypatch.chdir(tmp_path)
-    refuse_strangers(["./model-1.safetensors", "model-2.safetensors"], ".")
-    refuse_strangers(["inner/../model-1.safetensors"], "inner/..")
+    refuse_files_elsewhere(["./model-1.safetensors", "model-2.safetensors"], ".")
+    refuse_files_elsewhere(["inner/../model-1.safetensors"], "inner/..")
 
 
 def test_row_03_links_are_followed(shards: list[str], tmp_path: Path) -> None:
     (tmp_path / "inner").mkdir()
     (tmp_path / "inner" / "x.safetensors").symlink_to(shards[0])
-    refuse_strangers([f"{tmp_path}/inner/x.safetensors"], tmp_path / "inner")
+    refuse_files_elsewhere([f"{tmp_path}/inner/x.safetensors"], tmp_path / "inner")
 
 
 def test_row_04_no_regular_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "x.safetensors")
     with pytest.raises(CheckpointError, match="no regular file"):
-        refuse_strangers([f"{tmp_path}/x.safetensors"], tmp_path)
+        refuse_files_elsewhere([f"{tmp_path}/x.safetensors"], tmp_path)

@@ -84,7 +84,7 @@ def own_names(
         name for name in strange if any(sharing.canonical_key(tail) in missing for tail in _tails(name, prefix))
     ]
     if stored and (mistaken or len(strange) == len(stored)):
-        _refuse_strangers(mistaken or strange, sorted(missing), where)
+        _refuse_files_elsewhere(mistaken or strange, sorted(missing), where)
     ways = {_way(name, own, prefix) for own, name in found.items() if name != own}
     kept = any(name == own and name.startswith(f"{prefix}layers.") for own, name in found.items())
     if len(found) == len(stored) and (not ways or (not kept and ways in ({"added"}, {"removed"}))):
@@ -161,7 +161,7 @@ def _refuse_adapters(stored: Collection[str], where: str | None) -> NoReturn:
     )
 
 
-def _refuse_strangers(strange: list[str], missing: list[str], where: str | None) -> NoReturn:
+def _refuse_files_elsewhere(strange: list[str], missing: list[str], where: str | None) -> NoReturn:
     raise MissingTensorError(
         f"{len(missing)} tensors of the model are stored nowhere ({_few(missing)}), and {len(strange)} stored names "
         f"are not the model's: {_few(strange)}.",

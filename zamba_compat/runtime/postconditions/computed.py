@@ -79,7 +79,7 @@ def _mixer(model: Any) -> str | None:
 
 
 def _padded(model: Any) -> str | None:
-    """A row with padding between tokens, against its tokens alone: whether the layers are told of it."""
+    """A row with padding between tokens, against its tokens alone: whether the layers take it into account."""
     kept = torch.ones(1, LENGTH, dtype=torch.bool)
     kept[0, [5, 6, 12]] = False
     ids = torch.arange(LENGTH)[None] % (model.config.vocab_size - 3) + 3
