@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from support.raw_files import A, B, change_index, pack, refuse, write_sharded, write_single
+from support.raw_files import B, change_index, pack, refuse, write_sharded, write_single
 from zamba_compat.checkpoint.reading.opening import open_checkpoint
 
 posix = pytest.mark.skipif(os.name == "nt", reason="needs POSIX files")
@@ -105,14 +105,6 @@ def test_row_05_another_kind_of_shard(tmp_path: Path, name: str) -> None:
     (tmp_path / "model-2.safetensors").rename(tmp_path / name)
     change_shard_of_b(tmp_path, name)
     refuse(tmp_path, r"is no \.safetensors file")
-
-
-@posix
-def test_row_28_names_that_differ_in_case_alone(tmp_path: Path) -> None:
-    write_sharded(tmp_path, {"model-a.safetensors": {"a": A}, "model-A.safetensors": {"b": B}})
-    if len(list(tmp_path.glob("*.safetensors"))) < 2:
-        pytest.skip("this file system keeps one of them")
-    refuse(tmp_path, r"'model-A\.safetensors', 'model-a\.safetensors' are one and the same")
 
 
 @posix

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import struct
 from pathlib import Path
@@ -15,7 +14,6 @@ from hypothesis import strategies as st
 from support.raw_files import A, B, C, entries, pack, with_header
 from zamba_compat.checkpoint.dtypes import SIZES, from_torch, to_torch
 from zamba_compat.checkpoint.reading.headers import Header, read_header
-from zamba_compat.checkpoint.reading.strict_json import LIMIT
 from zamba_compat.errors import CheckpointError
 
 GOOD = {"a": A, "b": B, "c": C}
@@ -76,18 +74,9 @@ def test_reads_what_the_library_writes(tmp_path: Path) -> None:
         assert found[name].nbytes == tensor.numel() * tensor.element_size()
 
 
-def test_row_13_duplicate_keys(tmp_path: Path) -> None:
-    one = json.dumps(entries(GOOD))[1:-1]
-    refuse(tmp_path, with_header(f"{{{one}, {one}}}".encode(), DATA), "'a', 'b', 'c' more than once")
-
-
 def test_row_13_duplicate_field(tmp_path: Path) -> None:
     text = b'{"a": {"dtype": "U8", "dtype": "U8", "shape": [1], "data_offsets": [0, 1]}}'
     refuse(tmp_path, with_header(text, b"x"), "'dtype' more than once")
-
-
-def test_row_15_empty_file(tmp_path: Path) -> None:
-    refuse(tmp_path, b"", "empty")
 
 
 @pytest.mark.parametrize("kept", [1, 7, 8, 20, -1, -len(DATA)])
@@ -95,35 +84,15 @@ def test_row_16_truncated(tmp_path: Path, kept: int) -> None:
     refuse(tmp_path, pack(GOOD)[:kept], "[Ii]ncomplete download")
 
 
-def test_row_17_trailing_bytes(tmp_path: Path) -> None:
-    refuse(tmp_path, pack(GOOD) + b"x", "1 bytes follow the last tensor")
-
-
 @pytest.mark.parametrize("length", [0, 1, 2**20, 2**63, 2**64 - 1])
 def test_row_18_absurd_header_length(tmp_path: Path, length: int) -> None:
     refuse(tmp_path, struct.pack("<Q", length) + pack(GOOD)[8:], f"{length} bytes of header")
-
-
-def test_row_19_header_above_the_cap(tmp_path: Path) -> None:
-    text = b'{"__metadata__": {"x": "' + b"y" * LIMIT + b'"}}'
-    refuse(tmp_path, with_header(text, b""), f"more than the {LIMIT}")
-
-
-def test_row_20_overlap(tmp_path: Path) -> None:
-    refuse(tmp_path, changed(data_offsets=[8, 16]), "'b' overlaps tensor 'a'")
 
 
 def test_row_20_same_bytes_twice(tmp_path: Path) -> None:
     header = entries({"a": B})
     header["b"] = header["a"]
     refuse(tmp_path, with_header(header, B[2]), "'b' overlaps tensor 'a'")
-
-
-def test_row_20_hole(tmp_path: Path) -> None:
-    header = entries(GOOD)
-    header["b"]["data_offsets"] = [13, 21]
-    header["c"]["data_offsets"] = [21, 26]
-    refuse(tmp_path, with_header(header, DATA + b"x"), "1 bytes between tensor 'a' and 'b' are a hole")
 
 
 def test_row_20_hole_before_the_first(tmp_path: Path) -> None:

@@ -58,12 +58,6 @@ def test_nothing_appears_before_the_commit(tmp_path: Path) -> None:
     assert only(destination)
 
 
-def test_without_commit_nothing_is_left(tmp_path: Path) -> None:
-    with Staging(tmp_path / "d", overwrite=False, sources=()) as staging:
-        staging.write("a", "x")
-    assert snapshot(tmp_path) == {}
-
-
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit, MemoryError])
 def test_a_failure_leaves_the_old_content(tmp_path: Path, error: type[BaseException]) -> None:
     make_old(tmp_path / "d")
@@ -113,11 +107,6 @@ def test_everything_is_synced_before_it_is_renamed(tmp_path: Path, monkeypatch: 
     new = ".d.zamba-compat/new"
     assert set(done[:at]) == {f"{new}/a", f"{new}/sub/b", new, f"{new}/sub"}
     assert "." in done[at:]
-
-
-def test_row_48_not_empty(tmp_path: Path) -> None:
-    make_old(tmp_path / "d")
-    assert "--overwrite" in (refused(tmp_path / "d", "not empty").remedy or "")
 
 
 @pytest.mark.parametrize("overwrite", [False, True])

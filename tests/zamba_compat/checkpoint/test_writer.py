@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -229,15 +228,6 @@ def test_row_57_the_peak_is_that_of_the_largest_computation() -> None:
     assert copies < 64 * 2**20
     computed = [Output("c", "F32", (10,), Recipe(("a", "b"), torch.add)), *outputs_of(tensors)]
     assert peak_bytes(computed, infos) == copies + 2 * 4040 + 40  # type: ignore[arg-type]
-
-
-def test_row_59_modes_follow_the_umask(tmp_path: Path) -> None:
-    before = os.umask(0o022)
-    try:
-        write(tmp_path / "d", tensors_of_every_dtype(), 100)
-    finally:
-        os.umask(before)
-    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "d").iterdir()} == {0o644}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

@@ -282,31 +282,10 @@ def without(key: str, **others: Any) -> Config:
     return {k: v for k, v in (CONFIG | others).items() if k != key}
 
 
-def moved(name: str, to: str) -> State:
-    return {to if key == name else key: tensor for key, tensor in STATE.items()}
-
-
-def wrong_slots_twice() -> State:
-    suffix = "feed_forward.gate_up_proj_adapter_list.0.0.weight"
-    right = STEM.format(2) + suffix
-    state = {key: tensor for key, tensor in STATE.items() if key != right}
-    return state | {STEM.format(layer) + suffix: STATE[right] + n for n, layer in enumerate((3, 7))}
-
-
 ADAPTER = STEM.format(3) + "feed_forward.gate_up_proj_adapter_list.3.1.weight"
-NORM = STEM.format(2) + "input_layernorm.weight"
+# Beside tests/faults, which holds every command to its table.
 REFUSED: list[tuple[str, State, Config, type[ZambaCompatError], str]] = [
-    ("row-23-mixed-dtypes", STATE | {LATER: STATE[FIRST].float()}, CONFIG, CheckpointError, "dtype"),
-    ("row-24-zero-size", STATE | {NORM: torch.zeros(0).bfloat16()}, CONFIG, CheckpointError, NORM),
-    ("row-27-unknown", STATE | {"model.layers.2.extra": torch.ones(1)}, CONFIG, CheckpointError, r"layers\.2\.extra"),
     ("row-27-lookalike", STATE | {"model\uff0enorm": torch.ones(1)}, CONFIG, CheckpointError, r"model\\uff0enorm"),
-    (
-        "row-27-lookalike-of-a-name",
-        STATE | {FIRST.replace("weight", "\uff57eight"): STATE[FIRST].clone()},
-        CONFIG,
-        CheckpointError,
-        "looks like",
-    ),
     (
         "row-27-unused-adapter",
         STATE | {ADAPTER.replace(".3.1.", ".9.1."): STATE[ADAPTER].clone()},
@@ -314,23 +293,9 @@ REFUSED: list[tuple[str, State, Config, type[ZambaCompatError], str]] = [
         CheckpointError,
         "9",
     ),
-    ("row-30-no-num_mem_blocks", STATE, without("num_mem_blocks"), ConfigError, "num_mem_blocks is missing"),
-    ("row-30-no-heads", STATE, without("num_attention_heads"), ConfigError, "num_attention_heads"),
     ("row-30-no-rope-switch", STATE, without("use_mem_rope"), ConfigError, "use_mem_rope"),
-    ("row-30-unproven-default", STATE, without("adapter_rank"), CheckpointError, "adapter_rank"),
-    ("row-31-llama", STATE, CONFIG | {"model_type": "llama"}, ConfigError, "llama"),
-    ("row-31-zamba2_vl", STATE, CONFIG | {"model_type": "zamba2_vl"}, ConfigError, "zamba2_vl"),
-    ("row-32", STATE, CONFIG | {"hybrid_layer_ids": [2, 3]}, ConfigError, r"\[2, 3\].*\[2, 3, 5, 7, 9\]"),
-    *[
-        (f"row-33-{value}", STATE, CONFIG | {"num_mem_blocks": value}, ConfigError, "num_mem_blocks")
-        for value in (0, -1, 1.5, "2", True, 6)
-    ],
+    ("row-33-True", STATE, CONFIG | {"num_mem_blocks": True}, ConfigError, "num_mem_blocks"),
     ("row-34", synthetic.drop(STATE, ADAPTER), CONFIG, MissingTensorError, "position 3, layer 7"),
-    ("row-35", wrong_slots_twice(), CONFIG, CheckpointError, "none of them is where the adapter belongs"),
-    ("row-36", synthetic.to_divergent(STATE, CONFIG), CONFIG, DivergentCopiesError, "--resolve"),
-    ("row-38-shared", synthetic.drop(STATE, FIRST), CONFIG, MissingTensorError, r"layers\.2\..*q_proj"),
-    ("row-38-own", synthetic.drop(STATE, "*layers.0.mamba.D"), CONFIG, MissingTensorError, r"layers\.0\.mamba\.D"),
-    ("row-39-vocabulary", STATE, CONFIG | {"vocab_size": 97}, CheckpointError, "embed_tokens"),
     ("row-39-shape", STATE, CONFIG | {"intermediate_size": 100}, CheckpointError, "gate_up_proj"),
     ("row-39-blocks", STATE, CONFIG | {"num_mem_blocks": 1}, CheckpointError, r"layers\.3|differ"),
 ]
