@@ -10,12 +10,10 @@ import pytest
 import torch
 
 from support.synthetic import PATTERNS, Config, State, make_state
-from support.zyphra import Info, classic, draw, fork_shapes, hub_of_fork, infos, is_unused, make, native_shapes, same
+from support.zyphra import classic, draw, fork_shapes, hub_of_fork, infos, is_unused, make, same
 from zamba_compat.checkpoint.layouts import zyphra_fork
 from zamba_compat.checkpoint.layouts.zyphra import zyphra_words
 from zamba_compat.errors import CheckpointError, ConfigError
-from zamba_compat.layout.config import normalise_config
-from zamba_compat.layout.published import PUBLISHED
 from zamba_compat.layout.sharing import SharingMap
 
 HERE = "some/checkpoint"
@@ -103,52 +101,6 @@ def test_names_of_two_blocks_by_example() -> None:
     assert {key: recipes[key].sources for key in examples} == {key: (name,) for key, name in examples.items()}
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("pattern", PATTERNS)
-def test_fork_to_hub_to_fork_is_the_identity_but_for_unused_adapters(pattern: str, dtype: torch.dtype) -> None:
-    config = classic(pattern)
-    words, state = stored(pattern, dtype)
-    hub_config, recipes = zyphra_fork.to_hub(infos(state), words, where=HERE)
-    hub = make(recipes, state)
-    words_again, recipes = zyphra_fork.from_hub(infos(hub), hub_config, where=HERE)
-    back = make(recipes, hub)
-    blank = {name: torch.zeros_like(tensor) if is_unused(name, config) else tensor for name, tensor in state.items()}
-    assert same(back, blank)
-    assert words_again == words
-
-
-@pytest.mark.parametrize("pattern", PATTERNS)
-def test_fork_to_hub_to_fork_is_the_identity_when_unused_adapters_are_kept(pattern: str) -> None:
-    words, state = stored(pattern)
-    hub_config, recipes = zyphra_fork.to_hub(infos(state), words, where=HERE, keep_unused=True)
-    hub = make(recipes, state)
-    _, recipes = zyphra_fork.from_hub(infos(hub), hub_config, where=HERE)
-    assert same(make(recipes, hub), state)
-
-
-@pytest.mark.parametrize("pattern", PATTERNS)
-def test_hub_to_fork_to_hub_is_the_identity(pattern: str) -> None:
-    config = classic(pattern)
-    state = make_state(config)
-    words, recipes = zyphra_fork.from_hub(infos(state), config, where=HERE)
-    fork = make(recipes, state)
-    assert {name: tuple(tensor.shape) for name, tensor in fork.items()} == fork_shapes(config)
-    config_again, recipes = zyphra_fork.to_hub(infos(fork), words, where=HERE)
-    assert same(make(recipes, fork), state)
-    assert config_again.items() >= normalise_config(config).items()
-    assert config_again.keys() - config.keys() <= {"gated_linear_unit", "use_shared_block_lora"}
-
-
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_published_shapes_from_headers_alone(name: str) -> None:
-    shape = PUBLISHED[name]
-    names = {key: Info(size, "BF16") for key, size in fork_shapes(shape.config).items()}
-    config, recipes = zyphra_fork.to_hub(names, zyphra_words(shape.config), where=HERE)
-    assert len(recipes) == shape.keys
-    assert sum(torch.Size(names[recipe.sources[0]].shape).numel() for recipe in recipes.values()) == shape.parameters
-    assert config["torch_dtype"] == "bfloat16"
-
-
 def test_the_config_in_transformers_words() -> None:
     config = classic("irregular", use_shared_attention_adapter=True)
     config |= {"layers_block_type": ["mamba", "hybrid", "mamba", "hybrid", "hybrid", "mamba"], "mamba_ngroups": 2}
@@ -227,26 +179,6 @@ def test_unused_adapters_may_be_missing() -> None:
     for keep_unused in (False, True):
         _, recipes = zyphra_fork.to_hub(infos(used), words, where=HERE, keep_unused=keep_unused)
         assert same(make(recipes, used), hub_of_fork(state, config))
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "model.embed_tokens.weight",
-        "model.mamba_layers.3.mamba.in_proj.weight",
-        "model.mamba_layers.2.mamba.D",
-        "model.linear_layers.4.weight",
-        "model.blocks.1.self_attn.v_proj.weight",
-        "model.blocks.1.feed_forward.linear_fc1_lora_A_list.3.weight",
-        "model.final_layernorm.weight",
-    ],
-)
-def test_a_missing_tensor_is_named(name: str) -> None:
-    words, state = stored("7B")
-    del state[name]
-    with pytest.raises(CheckpointError, match=rf"{HERE}: These tensors are missing: {re.escape(name)}\.") as error:
-        zyphra_fork.to_hub(infos(state), words, where=HERE)
-    assert error.value.where == HERE and error.value.remedy
 
 
 def test_a_missing_tensor_of_the_hub_layout_is_named() -> None:
@@ -343,12 +275,3 @@ def test_zamba_v1_has_no_form() -> None:
     config = {"model_type": "zamba", "num_hidden_layers": 8, "attn_layer_period": 3, "attn_layer_offset": 1}
     with pytest.raises(ConfigError, match="zamba"):
         zyphra_fork.from_hub({}, config, where=HERE)
-
-
-def test_recognised_by_names() -> None:
-    config = classic("7B")
-    assert zyphra_fork.recognise(fork_shapes(config), {})
-    assert zyphra_fork.recognise(["model.linear_layers.0.weight"], {})
-    assert not zyphra_fork.recognise(native_shapes(config), {})
-    assert not zyphra_fork.recognise(make_state(config), config)
-    assert not zyphra_fork.recognise([], zyphra_words(config))

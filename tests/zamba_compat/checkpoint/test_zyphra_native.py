@@ -11,12 +11,11 @@ import torch
 
 from support.reference import hybrid_layers
 from support.synthetic import PATTERNS, Config, State, make_state
-from support.zyphra import Info, classic, draw, fork_shapes, hub_of_fork, infos, is_unused, make, native_shapes, same
+from support.zyphra import classic, draw, fork_shapes, hub_of_fork, infos, make, native_shapes, same
 from zamba_compat.checkpoint.layouts import zyphra_fork, zyphra_native
 from zamba_compat.checkpoint.layouts.zyphra import zyphra_words
 from zamba_compat.errors import CheckpointError, ConfigError
 from zamba_compat.layout.config import dialect_of, normalise_config
-from zamba_compat.layout.published import PUBLISHED
 from zamba_compat.layout.sharing import SharingMap
 
 HERE = "some/checkpoint.pt"
@@ -134,41 +133,6 @@ def test_heads_are_interleaved_as_q_k_v() -> None:
         assert taken.untyped_storage().nbytes() == tensor.untyped_storage().nbytes()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("pattern", RUNNABLE)
-def test_native_to_hub_to_native_is_the_identity_but_for_unused_adapters(pattern: str, dtype: torch.dtype) -> None:
-    config = classic(pattern)
-    words, state = stored(pattern, dtype)
-    hub_config, recipes = zyphra_native.to_hub(infos(state), words, where=HERE)
-    hub = make(recipes, state)
-    words_again, recipes = zyphra_native.from_hub(infos(hub), hub_config, where=HERE)
-    back = make(recipes, hub)
-    blank = {name: torch.zeros_like(tensor) if is_unused(name, config) else tensor for name, tensor in state.items()}
-    assert same(back, blank)
-    assert words_again.items() >= words.items()
-
-
-@pytest.mark.parametrize("pattern", RUNNABLE)
-def test_native_to_hub_to_native_is_the_identity_when_unused_adapters_are_kept(pattern: str) -> None:
-    words, state = stored(pattern)
-    hub_config, recipes = zyphra_native.to_hub(infos(state), words, where=HERE, keep_unused=True)
-    hub = make(recipes, state)
-    _, recipes = zyphra_native.from_hub(infos(hub), hub_config, where=HERE)
-    assert same(make(recipes, hub), state)
-
-
-@pytest.mark.parametrize("pattern", RUNNABLE)
-def test_hub_to_native_to_hub_is_the_identity(pattern: str) -> None:
-    config = classic(pattern)
-    state = make_state(config)
-    words, recipes = zyphra_native.from_hub(infos(state), config, where=HERE)
-    native = make(recipes, state)
-    assert {name: tuple(tensor.shape) for name, tensor in native.items()} == native_shapes(config)
-    config_again, recipes = zyphra_native.to_hub(infos(native), words, where=HERE)
-    assert same(make(recipes, native), state)
-    assert config_again.items() >= normalise_config(config).items()
-
-
 @pytest.mark.parametrize("pattern", RUNNABLE)
 def test_both_layouts_have_one_hub_form(pattern: str) -> None:
     config = classic(pattern)
@@ -178,18 +142,6 @@ def test_both_layouts_have_one_hub_form(pattern: str) -> None:
     fork_config, fork_recipes = zyphra_fork.to_hub(infos(fork), words, where=HERE, keep_unused=True)
     assert same(make(native_recipes, state), make(fork_recipes, fork))
     assert native_config == fork_config
-
-
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_published_shapes_from_headers_alone(name: str) -> None:
-    shape = PUBLISHED[name]
-    names = {key: Info(size, "BF16") for key, size in native_shapes(shape.config).items()}
-    config, recipes = zyphra_native.to_hub(names, zyphra_words(shape.config), where=HERE)
-    assert len(recipes) == shape.keys
-    sizes = {key: recipe.shape or names[recipe.sources[0]].shape for key, recipe in recipes.items()}
-    assert sum(torch.Size(size).numel() for size in sizes.values()) == shape.parameters
-    assert {recipe.dtype for recipe in recipes.values()} == {None, "BF16"}
-    assert config["torch_dtype"] == "bfloat16"
 
 
 def test_the_written_config_serves_both_readers() -> None:
@@ -244,24 +196,6 @@ def test_a_hub_config_beside_the_pickled_weights() -> None:
     hub, recipes = zyphra_native.to_hub(infos(state), config, where=HERE)
     assert same(make(recipes, state), hub_of_fork(fork_of_native(state, config), config))
     assert hub.items() >= normalise_config(config).items()
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "embedding.weight",
-        "decoder.layers.3.mixer.in_proj.0.weight",
-        "decoder.block_map.5.weight",
-        "decoder.blocks.1.sa.mixer.linear_qkv.weight",
-        "decoder.blocks.0.mlp.mixer.linear_fc1_lora_B_list.2.weight",
-        "decoder.blocks.1.mlp.norm.weight",
-    ],
-)
-def test_a_missing_tensor_is_named(name: str) -> None:
-    words, state = stored("7B")
-    del state[name]
-    with pytest.raises(CheckpointError, match=rf"{HERE}: These tensors are missing: {re.escape(name)}\."):
-        zyphra_native.to_hub(infos(state), words, where=HERE)
 
 
 @pytest.mark.parametrize("part", "qkv")
@@ -348,12 +282,3 @@ def test_the_rotary_base_of_a_model_without_rope_does_not_matter() -> None:
     config = classic("2.7B", rope_theta=500)
     assert not config["use_mem_rope"]
     zyphra_native.from_hub(infos(make_state(config)), config, where=HERE)
-
-
-def test_recognised_by_names() -> None:
-    config = classic("7B")
-    assert zyphra_native.recognise(native_shapes(config), {})
-    assert zyphra_native.recognise(["decoder.block_map.5.weight"], {})
-    assert not zyphra_native.recognise(fork_shapes(config), {})
-    assert not zyphra_native.recognise(make_state(config), config)
-    assert not zyphra_native.recognise([], zyphra_words(config))
