@@ -48,15 +48,18 @@ print(json.dumps(result))
 MERGEKIT = """
 import json, sys, yaml
 from _bench import measured
-if sys.argv[3] == "with": import zamba_compat
+if sys.argv[3] != "without": import zamba_compat
 from mergekit.config import MergeConfiguration
 from mergekit.merge import run_merge
 from mergekit.options import MergeOptions
+if sys.argv[3] == "exact":
+    from _bench.exactly import arm
+    arm()
 text = open(sys.argv[1]).read()
 with measured() as result:
     config = MergeConfiguration.model_validate(yaml.safe_load(text))
     run_merge(config, sys.argv[2], MergeOptions(quiet=True, copy_tokenizer=False), config_source=text)
-assert ("zamba_compat" in sys.modules) == (sys.argv[3] == "with")
+assert ("zamba_compat" in sys.modules) == (sys.argv[3] != "without")
 print(json.dumps(result))
 """
 STUDYS = """
@@ -153,6 +156,9 @@ def main() -> int:
     parser.add_argument("--limit", type=float, help="GB; merges with zamba-compat alone, as --shape 7B does with 8")
     parser.add_argument("--quick", action="store_true", help="the shape's layers, hardly any width")
     parser.add_argument("--methods", nargs="*", metavar="NAME", help="every method (or these) beside mergekit, once")
+    parser.add_argument(
+        "--exact", action="store_true", help="where a method's result differs, once more: see exactly.py"
+    )
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--work", type=Path, help="a directory with room for three times the checkpoint")
     options = parser.parse_args()
@@ -173,6 +179,7 @@ def main() -> int:
                 lambda *paths: in_process(OURS, *map(str, paths)),
                 lambda *paths: in_process(MERGEKIT, *map(str, paths), "with", env=env),
                 lambda *paths: in_process(methods.LIMIT, *map(str, paths)),
+                lambda *paths: in_process(MERGEKIT, *map(str, paths), "exact", env=env) if options.exact else None,
                 options.methods,
             )
             return 0

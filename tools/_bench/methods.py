@@ -79,6 +79,7 @@ def table(
     ours: Callable[..., Any],
     theirs: Callable[..., Any],
     limit: Callable[..., Any],
+    exact: Callable[..., Any],
     only: list[str],
 ) -> None:
     """A row per method as it is measured. "limit" is what reading, hashing and writing alone take, see LIMIT.
@@ -86,6 +87,7 @@ def table(
     Args:
         ours, theirs: (configuration's file, output) -> seconds and peak_bytes, in a process of its own.
         limit: (output, weights of the parents) -> the same of LIMIT.
+        exact: as theirs, with norms and orders as ours, or None and nothing done; see exactly.py.
         only: methods; all of them where it is empty.
     """
     print("| method | equal | s | limit | mergekit | times | CPU s | limit | mergekit | times | GB | mergekit |")
@@ -101,13 +103,16 @@ def table(
         least = limit(work / "copy", *weights)
         (work / "copy").unlink()
         said = drawn(*outs, parents[0]) if words["merge_method"].startswith(_DRAWN) else equal(*outs)
+        if said.startswith("but"):
+            shutil.rmtree(outs[1])
+            said += f"; exactly: {equal(*outs)}" if exact(config, outs[1]) else ""
         cells = [title, said]
         for what in ("seconds", "cpu_seconds"):
             cells += [f"{one[what]:.1f}" for one in (a, least, b)] + [f"{b[what] / a[what]:.1f}"]
         cells += [f"{one['peak_bytes'] / 1e9:.2f}" for one in (a, b)]
         print(f"| {' | '.join(cells)} |", flush=True)
         for out in outs:
-            shutil.rmtree(out)
+            shutil.rmtree(out, ignore_errors=True)
 
 
 def equal(ours: Path, theirs: Path) -> str:
