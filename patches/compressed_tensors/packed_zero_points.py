@@ -1,7 +1,7 @@
 """Make room for packed zero points while a model is loaded.
 
 Symptom:  RuntimeError about sizes that do not match when transformers loads a file with zero points (w4a16 or w8a16,
-          asymmetric), of any model; with ignore_mismatched_sizes=True zero points of zero, without an error.
+          asymmetric), of any model.
 Cause:    on the meta device the weight is packed and its zero points are not: they keep their shape and int8.
 Upstream: none known.
 Remove:   when compressing on the meta device packs zero points.

@@ -37,7 +37,8 @@ def unknown_architecture(original: Any) -> Any:
             return original(self, key)
         except KeyError:
             if key in ("zamba2", "zamba"):
-                raise UnsupportedReleaseError(release_fault() or f"transformers has no {key}. {REMEDY}") from None
+                what = (release_fault() or f"transformers has no {key}. {REMEDY}").removesuffix(f" {REMEDY}")
+                raise UnsupportedReleaseError(what, remedy=REMEDY) from None
             raise
 
     return __getitem__

@@ -80,11 +80,17 @@ class SharingMap:
     def __post_init__(self) -> None:
         layers = self.hybrid_layers
         if self.model_type not in _STEMS:
-            raise ConfigError(f"{self.model_type!r} is neither zamba2 nor zamba.")
+            raise ConfigError(f"{self.model_type!r} is neither zamba2 nor zamba.", remedy="Use one of these.")
         if list(layers) != sorted(set(layers)) or not {*layers} <= {*range(self.num_layers)}:
-            raise ConfigError(f"{layers} are not layers, in depth order, of a model of {self.num_layers}.")
+            raise ConfigError(
+                f"{layers} are not layers, in depth order, of a model of {self.num_layers}.",
+                remedy="Give each hybrid layer's index once, from 0, in ascending order.",
+            )
         if not 1 <= self.num_blocks <= len(layers):
-            raise ConfigError(f"{len(layers)} hybrid layers cannot share {self.num_blocks} blocks.")
+            raise ConfigError(
+                f"{len(layers)} hybrid layers cannot share {self.num_blocks} blocks.",
+                remedy="Give from 1 to as many blocks as there are hybrid layers.",
+            )
 
     @classmethod
     def from_config(cls, config: object) -> SharingMap:

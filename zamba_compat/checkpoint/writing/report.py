@@ -88,7 +88,9 @@ class Options:
         try:
             parse_size(self.max_shard_size)
         except ValueError as error:
-            raise CheckpointError(f"{error}.") from error
+            raise CheckpointError(
+                f"{self.max_shard_size!r} is no size.", remedy="Write a number and KB, MB, GB or TB, such as 5GB."
+            ) from error
         if self.keep_unused_adapters and self.layout in ("expanded", "untied"):
             raise CheckpointError(
                 f"The {self.layout} layout has no place for adapters that no position uses.",
