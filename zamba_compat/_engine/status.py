@@ -76,11 +76,13 @@ class Verdict(NamedTuple):
         name = f"{self.library} {self.installed or '(of a release that cannot be told)'}"
         off = "".join(f", group {group} is off: {reason}" for group, reason in self.off.items())
         if self.verified:
-            return f"{name}: verified, {self.active} adapters{off}"
+            return f"{name}: verified, {self.active} adapter{'' if self.active == 1 else 's'}{off}"
         known = "newer than what was tested" if self._is_newer() else "not one of the tested releases"
         functions = ", ".join(self.changed_functions)
         how = f", what they do is checked since {functions} changed" if functions else " unchanged"
-        return f"{name} is {known}; {self.active} adapters apply{how}{off}"
+        return (
+            f"{name} is {known}; {self.active} {'adapter applies' if self.active == 1 else 'adapters apply'}{how}{off}"
+        )
 
     def _is_newer(self) -> bool:
         from packaging.version import InvalidVersion, Version

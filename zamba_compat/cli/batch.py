@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zamba_compat.cli import inference
+from zamba_compat.cli.counts import counted
 from zamba_compat.cli.usage import WrongUsage
 from zamba_compat.errors import ZambaCompatError
 
@@ -60,8 +61,9 @@ def run(options: argparse.Namespace) -> int:
         print(json.dumps(report.as_dict(), indent=2), file=options.report)
     elif not options.quiet:
         print(
-            f"{report.output}: {report.answered} answers written, {report.found} were there; "
-            f"{report.new_tokens} tokens in {report.seconds:.1f} s; peak memory {report.peak_memory / 1e9:.2f} GB",
+            f"{report.output}: {counted(report.answered, 'answer')} written, {report.found} were there; "
+            f"{counted(report.new_tokens, 'token')} in {report.seconds:.1f} s; "
+            f"peak memory {report.peak_memory / 1e9:.2f} GB",
             file=options.report,
         )
     return 0
@@ -108,5 +110,5 @@ def _kept(output: Path) -> ZambaCompatError:
             count = sum(line.endswith(b"\n") for line in file)
     except OSError:  # there is no output yet
         count = 0
-    what = f"Stopped by SIGINT; {count} answers are kept."
+    what = f"Stopped by SIGINT; {counted(count, 'answer')} {'is' if count == 1 else 'are'} kept."
     return ZambaCompatError(what, where=str(output), remedy="The same command again goes on from there.")

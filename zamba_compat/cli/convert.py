@@ -10,6 +10,7 @@ import argparse
 import json
 from typing import TYPE_CHECKING
 
+from zamba_compat.cli.counts import counted
 from zamba_compat.cli.progress import progress
 from zamba_compat.cli.upload import asked
 from zamba_compat.cli.usage import DTYPES, dtype, usage
@@ -154,7 +155,7 @@ def text(report: Report) -> str:
     lines = [
         f"{report.source} ({report.source_layout}) -> {report.destination} ({report.options.layout}): {done}",
         f"  tensors      {report.tensors_stored} -> {report.tensors}",
-        f"  bytes        {report.bytes_stored:,} -> {report.bytes:,} in {len(report.shards)} shards",
+        f"  bytes        {report.bytes_stored:,} -> {report.bytes:,} in {counted(len(report.shards), 'shard')}",
         f"  peak memory  about {report.peak_memory / 1e6:,.0f} MB beyond the libraries and mapped files",
     ]
     for key, (before, after) in report.config.items():

@@ -11,6 +11,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from zamba_compat.cli.counts import counted
+
 from .convert import CHOICES
 from .progress import progress, telling
 from .upload import asked
@@ -129,7 +131,7 @@ def text(report: ExtractReport) -> str:
     lines = [
         f"{report.tuned} ({other}) - {report.base} ({one}) -> {report.destination}: {done}",
         f"  rank         {report.options.rank}; {report.matrices} matrices",
-        f"  bytes        {report.bytes:,} in {report.tensors} tensors",
+        f"  bytes        {report.bytes:,} in {counted(report.tensors, 'tensor')}",
         f"  peak memory  about {report.peak_memory / 1e6:,.0f} MB beyond the libraries and mapped files",
     ]
     if report.modules_to_save:
@@ -138,7 +140,7 @@ def text(report: ExtractReport) -> str:
         rows: list[tuple[str, ...]] = [("part", "of the difference", "kept", "left out")]
         for name, energy in (*report.components.items(), ("all", report.total)):
             part = 100 * energy.total / report.total.total
-            rows.append((name, f"{part:.1f}%", energy.share, f"{energy.left} tensors" if energy.left else ""))
+            rows.append((name, f"{part:.1f}%", energy.share, counted(energy.left, "tensor") if energy.left else ""))
         lines += ["", *(f"  {line}" for line in table(rows)), "  (sums of squared singular values)"]
     if report.left:
         lines.append(f"  not carried: {len(report.left)} tensors that differ, {listed(list(report.left), 3)}")

@@ -10,6 +10,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from zamba_compat.cli.counts import counted
+
 from .convert import CHOICES, METHODS
 from .progress import progress, telling
 from .upload import asked
@@ -173,12 +175,14 @@ def text(report: MergeReport, *, explain: bool = False) -> str:
         f"{' + '.join(models)} -> {report.destination}: {done}",
         f"  method       {report.method}, base {report.base_model}, shared: {report.shared}",
         f"  tensors      {report.tensors} written; {report.merged} computed, {report.copied} copied bit for bit",
-        f"  bytes        {report.bytes:,} in {len(report.shards)} shards",
+        f"  bytes        {report.bytes:,} in {counted(len(report.shards), 'shard')}",
         f"  peak memory  about {report.peak_memory / 1e6:,.0f} MB beyond the libraries and mapped files",
         f"  tokenizer    {report.tokenizer_of or 'none'}",
     ]
     if report.kept:
-        lines.append(f"  the base's   {len(report.kept)} tensors that no setting applies to, {report.kept[0]} first")
+        lines.append(
+            f"  the base's   {counted(len(report.kept), 'tensor')} that no setting applies to, {report.kept[0]} first"
+        )
     for what, found in report.fallbacks.items():
         count, first = sum(found.values()), next(iter(found))
         lines.append(f"  note         {_vectors(count, len(found), first)} {_FALLBACKS.get(what, what)}")
@@ -191,7 +195,7 @@ def text(report: MergeReport, *, explain: bool = False) -> str:
 def _vectors(vectors: int, tensors: int, first: str) -> str:
     if vectors == 1:
         return f"1 vector, {first}, has"
-    return f"{vectors} vectors, in {tensors} {'tensor' if tensors == 1 else 'tensors'} ({first} first), have"
+    return f"{vectors} vectors, in {counted(tensors, 'tensor')} ({first} first), have"
 
 
 def explained(report: MergeReport) -> list[str]:

@@ -10,6 +10,7 @@ import argparse
 import json
 from typing import TYPE_CHECKING
 
+from zamba_compat.cli.counts import counted
 from zamba_compat.cli.progress import progress
 
 EXAMPLES = """
@@ -41,8 +42,8 @@ def run(options: argparse.Namespace) -> int:
 
 def text(found: Verification) -> str:
     """What was found, for a person."""
-    lines = [f"{found.directory}: {found.tensors} tensors in {found.shards} shards, {found.files} other files"]
-    lines[0] += f", {found.bytes:,} bytes"
+    lines = [f"{found.directory}: {counted(found.tensors, 'tensor')} in {counted(found.shards, 'shard')}"]
+    lines[0] += f", {counted(found.files, 'other file')}, {found.bytes:,} bytes"
     for source in found.sources:
         revision = source.get("revision")
         lines.append(f"  made of {source.get('name')}" + (f" at {revision}" if revision else ""))

@@ -100,7 +100,7 @@ def test_a_change_turns_its_group_off_and_nothing_else(lab: Lab, caplog: pytest.
     verdict = registry.verdict("zlib_fake")
     assert (verdict.off, verdict.guarding_off) == ({"numbers": "Model.forward has changed"}, ["numbers"])
     assert verdict.sentence() == (
-        "zlib_fake 5.4.0 is newer than what was tested; 1 adapters apply unchanged, group numbers is off: "
+        "zlib_fake 5.4.0 is newer than what was tested; 1 adapter applies unchanged, group numbers is off: "
         "Model.forward has changed"
     )
     [record] = caplog.records

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from zamba_compat.cli import inference
+from zamba_compat.cli.counts import counted
 from zamba_compat.cli.main import main
 
 TINY = str(Path(__file__).parents[2] / "fixtures" / "tiny" / "base")
@@ -95,8 +96,9 @@ def test_control_c_in_a_batch_says_what_is_kept(tmp_path: Path) -> None:
     said, err = process.communicate(timeout=60)
     kept = out.read_bytes().count(b"\n")
     assert process.returncode == 130 and not said
-    assert err == f"zamba-compat batch: {out}: Stopped by SIGINT; {kept} answers are kept. " \
-        "The same command again goes on from there.\n"  # fmt: skip
+    are_kept = f"{counted(kept, 'answer')} {'is' if kept == 1 else 'are'} kept"
+    again = "The same command again goes on from there."
+    assert err == f"zamba-compat batch: {out}: Stopped by SIGINT; {are_kept}. {again}\n"
 
 
 def test_control_c_without_an_output_yet(
