@@ -39,7 +39,7 @@ def test_every_option_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def convert(source: str, destination: str, options: Any, *, progress: Any) -> Any:
         seen.update(source=source, destination=destination, options=options, progress=progress)
-        return SimpleNamespace(written=True)
+        return SimpleNamespace(as_dict=lambda: {"written": True})
 
     monkeypatch.setattr("zamba_compat.operations.convert.convert", convert)
     words = "--layout untied --resolve absorb --adapter-rank 9 --dtype float16 --max-shard-size 1MB --calibrate text"
